@@ -1,0 +1,186 @@
+//! Whether a backend's certificate is believed: protocol.md STARTTLS 8, in that order.
+//!
+//! Contract: a certificate passes if it is our own leaf (name and dates do not matter then), or if it bears the demanded name and
+//! is signed by, or is itself one of, the roots given; without any given, if the system's roots sign it. In every case, `insecure`
+//! included, the handshake's signature proves that the peer holds the certificate's key. Roots are read when they are first needed,
+//! and once: the usual backend shows our own leaf, and reading the system's roots costs 4.6 ms. No revocation.
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme};
+use rustls_native_certs::{CertificateResult, load_certs_from_paths, load_native_certs};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use super::identity::{IdentityError, check_dates};
+
+/// Whom we believe to be the backend.
+#[derive(Clone, Debug)]
+pub struct Trust {
+    /// Our own leaf: a backend that shows exactly this one is believed, provided it signs with its key.
+    pub own_leaf: Option<CertificateDer<'static>>,
+    /// Who else may vouch for it.
+    pub roots: Roots,
+    /// The name that its certificate must bear then.
+    pub name: ServerName<'static>,
+    /// Believe every certificate. The caller sees to it that the address is a loopback one.
+    pub insecure: bool,
+}
+
+/// Who may sign the backend's certificate. A self-signed certificate that is listed itself is believed too, even if it calls itself
+/// a CA, as `openssl req -x509` has it.
+#[derive(Clone, Debug)]
+pub enum Roots {
+    /// These certificates.
+    Pem(Vec<CertificateDer<'static>>),
+    /// The certificates in a PEM file (CAFILE) and in all PEM files of a folder (CADIR); read when first needed.
+    Files {
+        /// CAFILE.
+        file: Option<PathBuf>,
+        /// CADIR.
+        folder: Option<PathBuf>,
+    },
+    /// What this system trusts (or the files named by SSL_CERT_FILE and SSL_CERT_DIR); read when first needed.
+    System,
+    /// Nobody.
+    None,
+}
+
+/// [`Roots`] as they were found.
+#[derive(Debug)]
+pub(super) struct LoadedRoots {
+    store: RootCertStore,
+    /// Certificates that are believed when shown themselves; empty for the system's roots.
+    listed: Vec<CertificateDer<'static>>,
+    /// What went wrong while reading.
+    trouble: Option<String>,
+}
+
+/// Reads the roots: the one place in this folder that opens files.
+pub(super) fn load_roots(roots: &Roots) -> LoadedRoots {
+    let (found, list_them) = match roots {
+        Roots::Pem(certificates) => (certificates_only(certificates.clone()), true),
+        Roots::Files { file, folder } => (load_certs_from_paths(file.as_deref(), folder.as_deref()), true),
+        Roots::System => (load_native_certs(), false),
+        Roots::None => (CertificateResult::default(), false),
+    };
+    let mut store = RootCertStore::empty();
+    store.add_parsable_certificates(found.certs.iter().cloned());
+    LoadedRoots {
+        store,
+        listed: if list_them { found.certs } else { Vec::new() },
+        trouble: found.errors.first().map(ToString::to_string),
+    }
+}
+
+fn certificates_only(certificates: Vec<CertificateDer<'static>>) -> CertificateResult {
+    let mut found = CertificateResult::default();
+    found.certs = certificates;
+    found
+}
+
+/// Applies a [`Trust`] for rustls.
+pub(super) struct Verifier {
+    trust: Trust,
+    provider: Arc<CryptoProvider>,
+    loaded: OnceLock<LoadedRoots>,
+}
+
+impl Verifier {
+    pub(super) fn new(trust: Trust, provider: Arc<CryptoProvider>) -> Self {
+        Self { trust, provider, loaded: OnceLock::new() }
+    }
+
+    fn check_against_roots(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        let loaded = self.loaded.get_or_init(|| load_roots(&self.trust.roots));
+        if loaded.store.is_empty() && loaded.listed.is_empty() {
+            return Err(other(NoRoots(loaded.trouble.clone())));
+        }
+        let parsed = ParsedCertificate::try_from(leaf)?;
+        if loaded.listed.iter().any(|listed| listed == leaf) {
+            check_dates(leaf, now).map_err(|error| match error {
+                IdentityError::Expired => CertificateError::Expired.into(),
+                IdentityError::NotYetValid => CertificateError::NotValidYet.into(),
+                _ => rustls::Error::from(CertificateError::BadEncoding),
+            })?;
+        } else {
+            let algorithms = self.provider.signature_verification_algorithms.all;
+            verify_server_cert_signed_by_trust_anchor(&parsed, &loaded.store, intermediates, now, algorithms)?;
+        }
+        verify_server_name(&parsed, &self.trust.name)
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _asked_for: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let is_our_own = self.trust.own_leaf.as_ref().is_some_and(|own| own == end_entity);
+        if !is_our_own && !self.trust.insecure {
+            self.check_against_roots(end_entity, intermediates, now)?;
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verifier").field("trust", &self.trust).finish_non_exhaustive()
+    }
+}
+
+/// There is nobody to vouch for a certificate that is not our own; with the reason if one is known.
+#[derive(Debug)]
+struct NoRoots(Option<String>);
+
+impl fmt::Display for NoRoots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("it is not our own, and there are no roots to check it against")?;
+        match &self.0 {
+            Some(reason) => write!(f, " ({reason})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for NoRoots {}
+
+fn other(error: NoRoots) -> rustls::Error {
+    CertificateError::Other(OtherError(Arc::new(error))).into()
+}
