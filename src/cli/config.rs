@@ -1,0 +1,333 @@
+//! What we run with: every value checked, every contradiction refused, nothing changed afterwards.
+
+use core::net::IpAddr;
+use core::time::Duration;
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+
+use log::LevelFilter;
+
+use super::args::Typed;
+use super::options::{Id, OPTIONS};
+use crate::error::Fatal;
+use crate::session::policy::{Cutoff, Policy, Replay, Timeouts};
+use crate::smtp::command::Verb;
+
+/// A checked command line.
+#[derive(Debug)]
+pub struct Config {
+    /// HOST: a name or an address literal, not yet resolved.
+    pub host: String,
+    /// PORT, never 0.
+    pub port: u16,
+    /// PROG, found through PATH.
+    pub program: OsString,
+    /// ARGS.
+    pub arguments: Vec<OsString>,
+    /// Who we are to the client.
+    pub identity: IdentitySource,
+    /// Certificates that the backend is checked against.
+    pub ca_file: Option<PathBuf>,
+    /// A directory of them; from CADIR, which a typed `--backend-ca` puts out of force.
+    pub ca_dir: Option<PathBuf>,
+    /// The name that the backend's certificate must bear; `None`: HOST.
+    pub backend_name: Option<String>,
+    /// Don't check the backend's certificate. HOST is then `localhost` or a loopback literal; what `localhost` resolves
+    /// to is for the dialler to check.
+    pub backend_insecure: bool,
+    /// Local address to connect from; of the family of HOST where HOST is a literal.
+    pub backend_source: Option<IpAddr>,
+    /// What the session decides by. `offer_tls` says only that an identity was named: loading it may yet fail.
+    pub policy: Policy,
+    /// How relayed plaintext moves.
+    pub relay: RelayMode,
+    /// What is said on stderr where RUST_LOG doesn't say otherwise.
+    pub verbosity: LevelFilter,
+    /// The user to become once the key is read; neither 0 nor -1.
+    pub uid: Option<u32>,
+    /// The group to become once the key is read; neither 0 nor -1.
+    pub gid: Option<u32>,
+}
+
+/// Where certificate and key come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IdentitySource {
+    /// There is none: STARTTLS is not offered.
+    None,
+    /// Two PEM files, or one that holds both.
+    Files {
+        /// The certificate chain, leaf first.
+        cert: PathBuf,
+        /// The private key.
+        key: PathBuf,
+    },
+    /// A certificate for this name, made in memory and gone with the process.
+    SelfSigned(String),
+}
+
+/// How opaque bytes move between client and child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum RelayMode {
+    /// In the kernel, from socket to pipe and from pipe to socket.
+    #[default]
+    Splice,
+    /// By read and write, for comparison.
+    Copy,
+}
+
+impl Config {
+    /// Checks what was typed.
+    ///
+    /// # Errors
+    /// [`Fatal::Usage`] names the first thing that can't be right.
+    pub fn check(typed: Typed) -> Result<Self, Fatal> {
+        let host = host(&typed.host)?;
+        let identity = identity(&typed)?;
+        let policy = policy(&typed, identity != IdentitySource::None)?;
+        Ok(Self {
+            port: port(&typed.port)?,
+            identity,
+            ca_file: typed.value(Id::BackendCa).map(PathBuf::from),
+            // A typed trust anchor is not widened by what happens to be in the environment.
+            ca_dir: typed.value(Id::CaDir).filter(|_| typed.times(Id::BackendCa) == 0).map(PathBuf::from),
+            backend_name: text(&typed, Id::BackendName)?.map(str::to_owned),
+            backend_insecure: backend_insecure(&typed, &host)?,
+            backend_source: backend_source(&typed, &host)?,
+            policy,
+            relay: chosen(&typed, Id::Relay, &[("splice", RelayMode::Splice), ("copy", RelayMode::Copy)])?,
+            verbosity: verbosity(typed.times(Id::Verbose), typed.times(Id::Quiet)),
+            uid: unprivileged(&typed, Id::TlsUid)?,
+            gid: unprivileged(&typed, Id::TlsGid)?,
+            host,
+            program: program(typed.program)?,
+            arguments: typed.arguments,
+        })
+    }
+}
+
+fn usage<T>(what: String) -> Result<T, Fatal> {
+    Err(Fatal::Usage(what))
+}
+
+fn called(id: Id) -> String {
+    OPTIONS[id as usize].called()
+}
+
+fn host(word: &OsStr) -> Result<String, Fatal> {
+    match word.to_str() {
+        Some(host) if !host.is_empty() && host.bytes().all(|octet| octet.is_ascii_graphic()) => Ok(host.to_owned()),
+        _ => usage(format!("HOST must be a host name or an address, not {word:?}")),
+    }
+}
+
+fn port(word: &OsStr) -> Result<u16, Fatal> {
+    match word.to_str().filter(|word| is_digits(word)).and_then(|word| word.parse().ok()) {
+        Some(port) if port > 0 => Ok(port),
+        _ => usage(format!("PORT must be a number from 1 to 65535, not {word:?}; options stand before HOST")),
+    }
+}
+
+fn program(word: OsString) -> Result<OsString, Fatal> {
+    if word.is_empty() { usage("PROG must be a program, not nothing".to_owned()) } else { Ok(word) }
+}
+
+fn identity(typed: &Typed) -> Result<IdentitySource, Fatal> {
+    if let Some(name) = text(typed, Id::SelfSigned)? {
+        return match [Id::Cert, Id::Key].into_iter().find(|&id| typed.times(id) > 0) {
+            Some(id) => usage(format!("--self-signed makes its own certificate and key: leave out {}", called(id))),
+            None => Ok(IdentitySource::SelfSigned(name.to_owned())),
+        };
+    }
+    match (typed.value(Id::Cert), typed.value(Id::Key)) {
+        (Some(cert), key) => {
+            Ok(IdentitySource::Files { cert: PathBuf::from(cert), key: PathBuf::from(key.unwrap_or(cert)) })
+        }
+        (None, Some(_)) => usage("a key without a certificate: --cert (or CERTFILE) is missing".to_owned()),
+        (None, None) => Ok(IdentitySource::None),
+    }
+}
+
+fn policy(typed: &Typed, offer_tls: bool) -> Result<Policy, Fatal> {
+    let require_tls = typed.times(Id::RequireTls) > 0;
+    if typed.times(Id::Refusals) > 0 && !require_tls {
+        return usage("--refusals counts only with --require-tls".to_owned());
+    }
+    let replays = [("hello", Replay::Hello), ("all", Replay::All), ("none", Replay::None)];
+    Ok(Policy {
+        offer_tls,
+        require_tls,
+        refusals: number(typed, Id::Refusals)?.unwrap_or(Policy::default().refusals),
+        cutoff: match text(typed, Id::Cutoff)? {
+            Some(list) => cutoff(list)?,
+            None => Cutoff::default(),
+        },
+        replay: chosen(typed, Id::Replay, &replays)?,
+        timeouts: timeouts(typed)?,
+    })
+}
+
+/// The default verbs always stay: what follows one of them is mail, credentials or another speaker, and can't be snooped.
+fn cutoff(list: &str) -> Result<Cutoff, Fatal> {
+    let mut cutoff = Cutoff::default();
+    for item in list.split(',') {
+        match item.split_once('=') {
+            Some(("commands", count)) => cutoff.commands = Some(cutoff_count(item, count)?),
+            Some(("seconds", count)) => cutoff.after = Some(Duration::from_secs(cutoff_count(item, count)?.into())),
+            Some(_) => return bad_cutoff(item),
+            None => {
+                let verb = cutoff_verb(item)?;
+                if !cutoff.verbs.contains(&verb) {
+                    cutoff.verbs.push(verb);
+                }
+            }
+        }
+    }
+    Ok(cutoff)
+}
+
+fn cutoff_count(item: &str, count: &str) -> Result<u32, Fatal> {
+    match parsed(count) {
+        Some(count) if count > 0 => Ok(count),
+        _ => usage(format!("--cutoff: {item:?} wants a number from 1 to {}", u32::MAX)),
+    }
+}
+
+fn cutoff_verb(item: &str) -> Result<Verb, Fatal> {
+    match Verb::named(item.as_bytes()) {
+        Some(Verb::Ehlo | Verb::Starttls) => usage(format!("--cutoff: {item} can't be one, STARTTLS needs it")),
+        Some(Verb::Xclient | Verb::Xforward | Verb::Foreign) => {
+            usage(format!("--cutoff: {item} can't be one, it is always refused"))
+        }
+        Some(
+            verb @ (Verb::Helo
+            | Verb::Noop
+            | Verb::Rset
+            | Verb::Vrfy
+            | Verb::Expn
+            | Verb::Help
+            | Verb::Quit
+            | Verb::Mail
+            | Verb::Rcpt
+            | Verb::Data
+            | Verb::Bdat
+            | Verb::Auth
+            | Verb::Etrn
+            | Verb::Turn
+            | Verb::Atrn
+            | Verb::Send
+            | Verb::Soml
+            | Verb::Saml
+            | Verb::Burl),
+        ) => Ok(verb),
+        Some(Verb::Unknown) | None => bad_cutoff(item),
+    }
+}
+
+fn bad_cutoff<T>(item: &str) -> Result<T, Fatal> {
+    usage(format!("--cutoff takes verbs, commands=N and seconds=N, comma-separated, not {item:?}"))
+}
+
+fn timeouts(typed: &Typed) -> Result<Timeouts, Fatal> {
+    let or = |id: Id, default: Duration| match number(typed, id)? {
+        Some(0) => usage(format!("{} must be at least 1 second", called(id))),
+        Some(seconds) => Ok(Duration::from_secs(seconds.into())),
+        None => Ok(default),
+    };
+    let default = Timeouts::default();
+    Ok(Timeouts {
+        snoop: or(Id::SnoopTimeout, default.snoop)?,
+        snoop_total: or(Id::SnoopTotal, default.snoop_total)?,
+        dial: or(Id::DialTimeout, default.dial)?,
+        backend_handshake: or(Id::BackendHandshakeTimeout, default.backend_handshake)?,
+        greeting: or(Id::GreetingTimeout, default.greeting)?,
+        replay: or(Id::ReplayTimeout, default.replay)?,
+        handshake: or(Id::HandshakeTimeout, default.handshake)?,
+        relay: or(Id::RelayTimeout, default.relay)?,
+        farewell: or(Id::FarewellTimeout, default.farewell)?,
+    })
+}
+
+fn backend_insecure(typed: &Typed, host: &str) -> Result<bool, Fatal> {
+    if typed.times(Id::BackendInsecure) == 0 {
+        return Ok(false);
+    }
+    let is_local = match host.parse::<IpAddr>() {
+        Ok(address) => address.to_canonical().is_loopback(),
+        Err(_) => host.eq_ignore_ascii_case("localhost"),
+    };
+    if is_local {
+        Ok(true)
+    } else {
+        usage(format!("--backend-insecure is only for localhost or a loopback address, not {host}; use --backend-ca"))
+    }
+}
+
+fn backend_source(typed: &Typed, host: &str) -> Result<Option<IpAddr>, Fatal> {
+    let Some(word) = text(typed, Id::BackendSource)? else { return Ok(None) };
+    match (word.parse::<IpAddr>(), host.parse::<IpAddr>()) {
+        (Err(_), _) => usage(format!("--backend-source must be an IP address, not {word:?}")),
+        (Ok(source), Ok(target)) if source.is_ipv4() != target.is_ipv4() => {
+            usage(format!("--backend-source {source} can't reach {target}: one is IPv4, the other IPv6"))
+        }
+        (Ok(source), _) => Ok(Some(source)),
+    }
+}
+
+/// Each `-v` or `-q` is one step from `info`, where the one line per session is said.
+fn verbosity(louder: u8, quieter: u8) -> LevelFilter {
+    match i16::from(louder) - i16::from(quieter) {
+        ..=-3 => LevelFilter::Off,
+        -2 => LevelFilter::Error,
+        -1 => LevelFilter::Warn,
+        0 => LevelFilter::Info,
+        1 => LevelFilter::Debug,
+        2.. => LevelFilter::Trace,
+    }
+}
+
+/// 0 drops nothing, and all ones tells the kernel to leave the id as it is: neither is what was meant.
+fn unprivileged(typed: &Typed, id: Id) -> Result<Option<u32>, Fatal> {
+    match number(typed, id)? {
+        Some(0 | u32::MAX) => usage(format!("{} must be an unprivileged id", called(id))),
+        number => Ok(number),
+    }
+}
+
+fn text(typed: &Typed, id: Id) -> Result<Option<&str>, Fatal> {
+    match typed.value(id).map(|word| word.to_str().ok_or(word)) {
+        None => Ok(None),
+        Some(Ok(text)) => Ok(Some(text)),
+        Some(Err(word)) => usage(format!("{}: not text: {word:?}", called(id))),
+    }
+}
+
+fn number(typed: &Typed, id: Id) -> Result<Option<u32>, Fatal> {
+    match typed.value(id) {
+        None => Ok(None),
+        Some(word) => match word.to_str().and_then(parsed) {
+            Some(number) => Ok(Some(number)),
+            None => usage(format!("{} wants a number up to {}, not {word:?}", called(id), u32::MAX)),
+        },
+    }
+}
+
+fn parsed(word: &str) -> Option<u32> {
+    if is_digits(word) { word.parse().ok() } else { None }
+}
+
+/// `str::parse` takes a plus sign, we don't.
+fn is_digits(word: &str) -> bool {
+    word.bytes().all(|octet| octet.is_ascii_digit())
+}
+
+fn chosen<T: Copy + Default>(typed: &Typed, id: Id, choices: &[(&str, T)]) -> Result<T, Fatal> {
+    let Some(word) = typed.value(id) else { return Ok(T::default()) };
+    match choices.iter().find(|&&(name, _)| word == name) {
+        Some(&(_, choice)) => Ok(choice),
+        None => usage(format!("{} takes {}, not {word:?}", called(id), OPTIONS[id as usize].value.unwrap_or_default())),
+    }
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

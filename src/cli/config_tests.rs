@@ -1,0 +1,236 @@
+//! What the checks of the command line accept and refuse.
+
+use super::*;
+use crate::cli::{Invocation, read};
+
+fn with(line: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
+    let environment = |name: &str| variables.iter().find(|&&(known, _)| known == name).map(|(_, value)| value.into());
+    match read(line.split_whitespace().map(OsString::from), environment) {
+        Ok(Invocation::Serve(config)) => Ok(*config),
+        Err(Fatal::Usage(what)) => Err(what),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn config(line: &str) -> Config {
+    with(&format!("{line} localhost 465 prog"), &[]).unwrap()
+}
+
+fn refused(line: &str) -> String {
+    with(&format!("{line} localhost 465 prog"), &[]).unwrap_err()
+}
+
+#[test]
+fn three_words_are_enough_and_give_the_defaults() {
+    let config = with("mx.example.org 465 qmail-smtpd -a b", &[]).unwrap();
+    assert_eq!((config.host.as_str(), config.port), ("mx.example.org", 465));
+    assert_eq!((config.program, config.arguments), ("qmail-smtpd".into(), vec!["-a".into(), "b".into()]));
+    assert_eq!(config.identity, IdentitySource::None);
+    assert_eq!(config.policy, Policy { offer_tls: false, ..Policy::default() });
+    assert_eq!((config.ca_file, config.ca_dir, config.backend_name), (None, None, None));
+    assert_eq!((config.backend_insecure, config.backend_source), (false, None));
+    assert_eq!((config.relay, config.verbosity), (RelayMode::Splice, LevelFilter::Info));
+    assert_eq!((config.uid, config.gid), (None, None));
+}
+
+#[test]
+fn ports_are_numbers_from_1_to_65535() {
+    for port in ["1", "465", "65535"] {
+        assert_eq!(with(&format!("h {port} p"), &[]).unwrap().port.to_string(), port);
+    }
+    for port in ["0", "65536", "+25", "-1", "smtps", "465x", "--cert"] {
+        assert!(with(&format!("h {port} p"), &[]).unwrap_err().starts_with("PORT must be"), "{port}");
+    }
+}
+
+#[test]
+fn host_and_prog_must_not_be_empty() {
+    for words in [["", "1", "p"], ["h", "1", ""], ["a b", "1", "p"], ["h\n", "1", "p"]] {
+        let Err(Fatal::Usage(what)) = read(words.map(OsString::from), |_| None) else { panic!("{words:?}") };
+        assert!(!what.contains('\n'), "{what:?}");
+    }
+}
+
+#[test]
+fn the_key_may_be_in_the_file_of_the_certificate() {
+    let files = |cert: &str, key: &str| IdentitySource::Files { cert: cert.into(), key: key.into() };
+    assert_eq!(config("--cert both.pem").identity, files("both.pem", "both.pem"));
+    assert_eq!(config("--cert c --key k").identity, files("c", "k"));
+    assert!(config("--cert c").policy.offer_tls);
+}
+
+#[test]
+fn options_win_over_the_environment() {
+    let variables = [("CERTFILE", "ec"), ("KEYFILE", "ek"), ("CAFILE", "ef"), ("CADIR", "ed")];
+    let config = with("h 1 p", &variables).unwrap();
+    assert_eq!(config.identity, IdentitySource::Files { cert: "ec".into(), key: "ek".into() });
+    assert_eq!((config.ca_file, config.ca_dir), (Some("ef".into()), Some("ed".into())));
+
+    let config = with("--cert c --key k --backend-ca f h 1 p", &variables).unwrap();
+    assert_eq!(config.identity, IdentitySource::Files { cert: "c".into(), key: "k".into() });
+    assert_eq!((config.ca_file, config.ca_dir), (Some("f".into()), None));
+
+    let config = with("--self-signed mx h 1 p", &variables).unwrap();
+    assert_eq!(config.identity, IdentitySource::SelfSigned("mx".into()));
+}
+
+#[test]
+fn empty_variables_are_none() {
+    let config = with("h 1 p", &[("CERTFILE", ""), ("KEYFILE", ""), ("CADIR", ""), ("TLS_UID", "")]).unwrap();
+    assert_eq!((config.identity, config.ca_dir, config.uid), (IdentitySource::None, None, None));
+}
+
+#[test]
+fn identities_that_contradict_each_other_are_refused() {
+    assert!(refused("--self-signed mx --cert c").contains("leave out --cert"));
+    assert!(refused("--key k --self-signed mx").contains("leave out --key"));
+    assert!(refused("--key k").contains("--cert (or CERTFILE) is missing"));
+    assert!(with("h 1 p", &[("KEYFILE", "k")]).is_err());
+}
+
+#[test]
+fn the_backend_options_arrive() {
+    let config = config("--backend-ca ca.pem --backend-name mx --backend-insecure --backend-source 127.0.0.53");
+    assert_eq!(config.ca_file, Some("ca.pem".into()));
+    assert_eq!(config.backend_name.as_deref(), Some("mx"));
+    assert!(config.backend_insecure);
+    assert_eq!(config.backend_source, "127.0.0.53".parse().ok());
+}
+
+#[test]
+fn an_unchecked_backend_must_be_local() {
+    for host in ["localhost", "LocalHost", "127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
+        assert!(with(&format!("--backend-insecure {host} 1 p"), &[]).unwrap().backend_insecure, "{host}");
+    }
+    for host in ["mx.example.org", "192.0.2.1", "localhost.example.org", "127.0.0.1.nip.io", "0.0.0.0", "::", "::2"] {
+        let what = with(&format!("--backend-insecure {host} 1 p"), &[]).unwrap_err();
+        assert!(what.starts_with("--backend-insecure is only for"), "{host}");
+    }
+}
+
+#[test]
+fn the_source_is_an_address_of_the_family_of_host() {
+    for source in ["localhost", "127.0.0.256", "127.0.0.1:25", "[::1]"] {
+        assert!(refused(&format!("--backend-source {source}")).contains("must be an IP address"), "{source}");
+    }
+    assert!(with("--backend-source ::1 127.0.0.1 1 p", &[]).is_err());
+    assert!(with("--backend-source ::1 localhost 1 p", &[]).is_ok());
+    assert!(with("--backend-source ::1 ::1 1 p", &[]).is_ok());
+}
+
+#[test]
+fn refusals_go_with_require_tls_only_and_may_be_zero() {
+    assert_eq!(config("--require-tls").policy.refusals, 1);
+    assert_eq!(config("--require-tls --refusals 0").policy.refusals, 0);
+    assert_eq!(config("--refusals=7 --require-tls").policy.refusals, 7);
+    assert!(refused("--refusals 1").contains("only with --require-tls"));
+    for count in ["-1", "+1", "x", "1.5", "4294967296"] {
+        assert!(refused(&format!("--require-tls --refusals={count}")).contains("wants a number"), "{count}");
+    }
+}
+
+#[test]
+fn cutoffs_are_added_to_the_default_ones() {
+    let cutoff = config("--cutoff helo,Mail,commands=5,seconds=60,VRFY").policy.cutoff;
+    let mut verbs = Cutoff::default().verbs;
+    verbs.extend([Verb::Helo, Verb::Vrfy]);
+    assert_eq!(cutoff, Cutoff { verbs, commands: Some(5), after: Some(Duration::from_secs(60)) });
+}
+
+#[test]
+fn every_default_cutoff_can_be_named() {
+    for verb in Cutoff::default().verbs {
+        assert_eq!(config(&format!("--cutoff {}", verb.name())).policy.cutoff, Cutoff::default());
+    }
+}
+
+#[test]
+fn bad_cutoffs_are_refused() {
+    for (item, why) in [
+        ("STARTTLS", "STARTTLS needs it"),
+        ("ehlo", "STARTTLS needs it"),
+        ("XCLIENT", "always refused"),
+        ("XFORWARD", "always refused"),
+        ("GET", "always refused"),
+        ("FOO", "takes verbs"),
+        ("MAIL,", "takes verbs"),
+        ("verbs=MAIL", "takes verbs"),
+        ("commands", "takes verbs"),
+        ("commands=", "wants a number"),
+        ("commands=0", "wants a number"),
+        ("seconds=0", "wants a number"),
+        ("seconds=+1", "wants a number"),
+        ("seconds=1s", "wants a number"),
+    ] {
+        let what = refused(&format!("--cutoff {item}"));
+        assert!(what.starts_with("--cutoff") && what.contains(why), "{item}: {what}");
+    }
+}
+
+#[test]
+fn choices_are_exact() {
+    for (word, replay) in [("hello", Replay::Hello), ("all", Replay::All), ("none", Replay::None)] {
+        assert_eq!(config(&format!("--replay {word}")).policy.replay, replay);
+    }
+    assert_eq!(config("--relay copy").relay, RelayMode::Copy);
+    assert_eq!(config("--relay splice").relay, RelayMode::Splice);
+    assert_eq!(refused("--replay ALL"), "--replay takes hello|all|none, not \"ALL\"");
+    assert_eq!(refused("--relay x"), "--relay takes splice|copy, not \"x\"");
+}
+
+#[test]
+fn each_time_out_arrives_in_its_place() {
+    let line = "--snoop-timeout 1 --snoop-total 2 --dial-timeout 3 --backend-handshake-timeout 4 --greeting-timeout 5 \
+                --replay-timeout 6 --handshake-timeout 7 --relay-timeout 8 --farewell-timeout 9";
+    let seconds = Duration::from_secs;
+    let expected = Timeouts {
+        snoop: seconds(1),
+        snoop_total: seconds(2),
+        dial: seconds(3),
+        backend_handshake: seconds(4),
+        greeting: seconds(5),
+        replay: seconds(6),
+        handshake: seconds(7),
+        relay: seconds(8),
+        farewell: seconds(9),
+    };
+    assert_eq!(config(line).policy.timeouts, expected);
+}
+
+#[test]
+fn no_time_out_may_be_zero_or_no_number() {
+    let names = OPTIONS.iter().filter(|spec| spec.group == crate::cli::options::Group::Timeouts);
+    let mut count = 0;
+    for spec in names {
+        count += 1;
+        assert_eq!(refused(&format!("{} 0", spec.called())), format!("{} must be at least 1 second", spec.called()));
+        assert!(refused(&format!("{} never", spec.called())).contains("wants a number"));
+    }
+    assert_eq!(count, 9);
+}
+
+#[test]
+fn each_letter_is_one_step_from_info() {
+    for (letters, level) in [
+        ("-qqqq", LevelFilter::Off),
+        ("-qqq", LevelFilter::Off),
+        ("-qq", LevelFilter::Error),
+        ("-q", LevelFilter::Warn),
+        ("-vq", LevelFilter::Info),
+        ("-v", LevelFilter::Debug),
+        ("-v --verbose", LevelFilter::Trace),
+        ("-vvvv", LevelFilter::Trace),
+    ] {
+        assert_eq!(config(letters).verbosity, level, "{letters}");
+    }
+}
+
+#[test]
+fn ids_to_become_are_unprivileged() {
+    let ids = with("h 1 p", &[("TLS_UID", "1000"), ("TLS_GID", "1001")]).unwrap();
+    assert_eq!((ids.uid, ids.gid), (Some(1000), Some(1001)));
+    for id in ["0", "4294967295", "-1", "nobody"] {
+        assert!(with("h 1 p", &[("TLS_UID", id)]).unwrap_err().starts_with("TLS_UID"), "{id}");
+        assert!(with("h 1 p", &[("TLS_GID", id)]).unwrap_err().starts_with("TLS_GID"), "{id}");
+    }
+}

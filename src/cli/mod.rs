@@ -1,0 +1,36 @@
+//! The command line: [`options`] is the table, [`args`] splits what was typed by it, [`config`] checks it and says what we run with.
+//!
+//! This runs at every connection: one pass over argv, six look-ups in the environment, nothing else.
+
+pub mod args;
+pub mod config;
+pub mod options;
+
+use std::ffi::OsString;
+
+use crate::error::Fatal;
+pub use config::{Config, IdentitySource, RelayMode};
+pub use options::OWN_VARIABLES;
+
+/// What the command line comes to.
+#[derive(Debug)]
+pub enum Invocation {
+    /// Print this on stdout, its last line end included, and exit 0 (`--help`, `--version`).
+    Print(String),
+    /// Run with this.
+    Serve(Box<Config>),
+}
+
+/// Reads `words` (argv without the program's name) and, through `environment`, the variables that are ours.
+///
+/// # Errors
+/// [`Fatal::Usage`], its text one line, for everything that can't be right.
+pub fn read(
+    words: impl IntoIterator<Item = OsString>,
+    environment: impl Fn(&str) -> Option<OsString>,
+) -> Result<Invocation, Fatal> {
+    match args::split(words, environment)? {
+        args::Request::Print(text) => Ok(Invocation::Print(text)),
+        args::Request::Serve(typed) => Ok(Invocation::Serve(Box::new(Config::check(*typed)?))),
+    }
+}

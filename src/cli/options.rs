@@ -1,0 +1,363 @@
+//! The table of options. Parsing, `--help` and the README's table are all made from it, so that none can lag behind.
+
+/// Every option, in the order of [`OPTIONS`]: `OPTIONS[id as usize].id == id`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the table says what each one means")]
+pub enum Id {
+    Cert,
+    Key,
+    SelfSigned,
+    BackendCa,
+    CaDir,
+    BackendName,
+    BackendInsecure,
+    BackendSource,
+    Replay,
+    RequireTls,
+    Refusals,
+    Cutoff,
+    Relay,
+    SnoopTimeout,
+    SnoopTotal,
+    DialTimeout,
+    BackendHandshakeTimeout,
+    GreetingTimeout,
+    ReplayTimeout,
+    HandshakeTimeout,
+    RelayTimeout,
+    FarewellTimeout,
+    TlsUid,
+    TlsGid,
+    Verbose,
+    Quiet,
+    RustLog,
+    NoColor,
+    Help,
+    Version,
+    HelpMarkdown,
+}
+
+/// Under which heading `--help` lists an option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// Who we are to the client.
+    Certificate,
+    /// How HOST PORT is reached, trusted and told.
+    Backend,
+    /// When snooping ends, and what is served without TLS.
+    Policy,
+    /// How long each wait may last.
+    Timeouts,
+    /// Privileges, logging and help.
+    General,
+    /// Not listed at all.
+    Hidden,
+}
+
+/// One option, or one environment variable that has no option.
+#[derive(Debug)]
+pub struct OptionSpec {
+    /// Which one.
+    pub id: Id,
+    /// The long name without its dashes; empty where there is only the variable.
+    pub long: &'static str,
+    /// The one-letter name.
+    pub short: Option<char>,
+    /// What the value is called; `None` for a flag.
+    pub value: Option<&'static str>,
+    /// The environment variable; read only where there is a value, and only if the option was not typed.
+    pub env: Option<&'static str>,
+    /// The default as the manual prints it; empty where there is none.
+    pub default: &'static str,
+    /// What it does, in one line.
+    pub meaning: &'static str,
+    /// Its heading.
+    pub group: Group,
+}
+
+/// How many rows the table has.
+pub const COUNT: usize = OPTIONS.len();
+
+/// The variables that are ours: PROG must not find them in its environment.
+pub const OWN_VARIABLES: [&str; 6] = ["CERTFILE", "KEYFILE", "CAFILE", "CADIR", "TLS_UID", "TLS_GID"];
+
+const fn flag(id: Id, long: &'static str, group: Group, meaning: &'static str) -> OptionSpec {
+    OptionSpec { id, long, short: None, value: None, env: None, default: "", meaning, group }
+}
+
+const fn valued(
+    id: Id,
+    long: &'static str,
+    value: &'static str,
+    default: &'static str,
+    group: Group,
+    meaning: &'static str,
+) -> OptionSpec {
+    OptionSpec { id, long, short: None, value: Some(value), env: None, default, meaning, group }
+}
+
+const fn variable(id: Id, name: &'static str, group: Group, meaning: &'static str) -> OptionSpec {
+    OptionSpec { id, long: "", short: None, value: None, env: Some(name), default: "", meaning, group }
+}
+
+const fn timeout(id: Id, long: &'static str, default: &'static str, meaning: &'static str) -> OptionSpec {
+    valued(id, long, "N", default, Group::Timeouts, meaning)
+}
+
+impl OptionSpec {
+    const fn with_env(self, name: &'static str) -> Self {
+        Self { env: Some(name), ..self }
+    }
+
+    const fn with_short(self, letter: char) -> Self {
+        Self { short: Some(letter), ..self }
+    }
+
+    const fn with_value(self, value: &'static str) -> Self {
+        Self { value: Some(value), ..self }
+    }
+
+    /// What an error message calls it: `--cert`, or `TLS_UID` for a variable without option.
+    #[must_use]
+    pub fn called(&self) -> String {
+        if self.long.is_empty() { self.env.unwrap_or_default().to_owned() } else { format!("--{}", self.long) }
+    }
+}
+
+/// The table.
+pub const OPTIONS: [OptionSpec; 31] = [
+    valued(Id::Cert, "cert", "FILE", "", Group::Certificate, "our certificate chain, PEM").with_env("CERTFILE"),
+    valued(Id::Key, "key", "FILE", "the --cert file", Group::Certificate, "its private key, PEM").with_env("KEYFILE"),
+    valued(
+        Id::SelfSigned,
+        "self-signed",
+        "NAME",
+        "",
+        Group::Certificate,
+        "instead: a throw-away certificate for NAME, made in memory",
+    ),
+    valued(
+        Id::BackendCa,
+        "backend-ca",
+        "FILE",
+        "",
+        Group::Backend,
+        "certificates that its own is checked against, PEM",
+    )
+    .with_env("CAFILE"),
+    variable(Id::CaDir, "CADIR", Group::Backend, "a directory of such certificates; not read with --backend-ca")
+        .with_value("DIR"),
+    valued(Id::BackendName, "backend-name", "NAME", "HOST", Group::Backend, "the name that its certificate must bear"),
+    flag(
+        Id::BackendInsecure,
+        "backend-insecure",
+        Group::Backend,
+        "do not check its certificate; HOST must be localhost or loopback",
+    ),
+    valued(
+        Id::BackendSource,
+        "backend-source",
+        "ADDR",
+        "",
+        Group::Backend,
+        "local address to connect from, so that HOST can deny relaying",
+    ),
+    valued(
+        Id::Replay,
+        "replay",
+        "hello|all|none",
+        "hello",
+        Group::Backend,
+        "what it is told before the client speaks inside TLS",
+    ),
+    flag(Id::RequireTls, "require-tls", Group::Policy, "no TLS by the cutoff, no service (not for a public MX)"),
+    valued(
+        Id::Refusals,
+        "refusals",
+        "N",
+        "1",
+        Group::Policy,
+        "with --require-tls: so many commands get 530 before the 421",
+    ),
+    valued(Id::Cutoff, "cutoff", "LIST", "", Group::Policy, "further ends of snooping: VERB,...,commands=N,seconds=N"),
+    valued(Id::Relay, "relay", "splice|copy", "splice", Group::Policy, "how relayed plaintext moves"),
+    timeout(Id::SnoopTimeout, "snoop-timeout", "300", "between two commands"),
+    timeout(Id::SnoopTotal, "snoop-total", "600", "all snooping together"),
+    timeout(Id::DialTimeout, "dial-timeout", "10", "connecting to HOST PORT"),
+    timeout(Id::BackendHandshakeTimeout, "backend-handshake-timeout", "10", "TLS handshake with HOST PORT"),
+    timeout(Id::GreetingTimeout, "greeting-timeout", "30", "its greeting"),
+    timeout(Id::ReplayTimeout, "replay-timeout", "30", "its replies to the replay"),
+    timeout(Id::HandshakeTimeout, "handshake-timeout", "30", "TLS handshake with the client"),
+    timeout(Id::RelayTimeout, "relay-timeout", "1200", "silence once bytes are relayed"),
+    timeout(Id::FarewellTimeout, "farewell-timeout", "5", "PROG's exit before SIGTERM, and again before SIGKILL"),
+    variable(Id::TlsUid, "TLS_UID", Group::General, "user id to take on once the key is read").with_value("UID"),
+    variable(Id::TlsGid, "TLS_GID", Group::General, "group id to take on once the key is read").with_value("GID"),
+    flag(Id::Verbose, "verbose", Group::General, "say more on stderr: -v debug, -vv trace").with_short('v'),
+    flag(Id::Quiet, "quiet", Group::General, "say less: -q warnings, -qq errors, -qqq nothing").with_short('q'),
+    variable(Id::RustLog, "RUST_LOG", Group::General, "log levels by module, before -v and -q: warn,rustls=debug"),
+    variable(Id::NoColor, "NO_COLOR", Group::General, "honoured: nothing is ever coloured"),
+    flag(Id::Help, "help", Group::General, "this list").with_short('h'),
+    flag(Id::Version, "version", Group::General, "name and version").with_short('V'),
+    flag(Id::HelpMarkdown, "help-markdown", Group::Hidden, "the README's table of options"),
+];
+
+/// Headings, in the order of `--help`.
+const HEADINGS: [(Group, &str); 5] = [
+    (Group::Certificate, "Certificate (without one, STARTTLS is not offered):"),
+    (Group::Backend, "Backend, the TLS-enabled server at HOST PORT:"),
+    (Group::Policy, "Policy:"),
+    (Group::Timeouts, "Time-outs, in seconds:"),
+    (Group::General, "General:"),
+];
+
+/// Where the meanings start in `--help`, in columns.
+const MEANING_COLUMN: usize = 33;
+
+/// The text of `--help`: at most 50 lines of 100 columns.
+#[must_use]
+pub fn help() -> String {
+    let mut text = String::with_capacity(4096);
+    text.push_str(concat!(
+        "Usage: starttls-wrapper [OPTIONS] HOST PORT PROG [ARGS...]\n",
+        "Runs PROG, a plaintext SMTP server, for the client on fds 0 and 1, and adds STARTTLS:\n",
+        "a client that asks for it is handed over to the TLS-enabled server at HOST PORT.\n",
+    ));
+    for (group, heading) in HEADINGS {
+        text.push('\n');
+        text.push_str(heading);
+        text.push('\n');
+        for spec in OPTIONS.iter().filter(|spec| spec.group == group) {
+            let start = text.len() + "  ".len() + MEANING_COLUMN;
+            text.push_str("  ");
+            text.push_str(&synopsis(spec));
+            while text.len() < start {
+                text.push(' ');
+            }
+            text.push_str(spec.meaning);
+            if let (false, Some(env)) = (spec.long.is_empty(), spec.env) {
+                text.push_str(" [$");
+                text.push_str(env);
+                text.push(']');
+            }
+            if !spec.default.is_empty() {
+                text.push_str(" [");
+                text.push_str(spec.default);
+                text.push(']');
+            }
+            text.push('\n');
+        }
+    }
+    text
+}
+
+/// The table as the README shows it, in Markdown.
+#[must_use]
+pub fn help_markdown() -> String {
+    let mut text = String::with_capacity(4096);
+    text.push_str("| option | environment | default | meaning |\n|---|---|---|---|\n");
+    for (group, _) in HEADINGS {
+        for spec in OPTIONS.iter().filter(|spec| spec.group == group) {
+            let quoted = |words: &str| {
+                if words.is_empty() { String::new() } else { format!("`{}`", words.replace('|', "\\|")) }
+            };
+            let option = if spec.long.is_empty() { String::new() } else { quoted(&synopsis(spec)) };
+            let default = match spec.group {
+                Group::Timeouts => format!("{} s", spec.default),
+                _ => spec.default.to_owned(),
+            };
+            let env = quoted(spec.env.unwrap_or_default());
+            text.push_str(&format!("| {option} | {env} | {default} | {} |\n", spec.meaning));
+        }
+    }
+    text
+}
+
+/// `-v, --verbose`, `--cert FILE`, `TLS_UID`.
+fn synopsis(spec: &OptionSpec) -> String {
+    if spec.long.is_empty() {
+        return format!("${}", spec.env.unwrap_or_default());
+    }
+    let short = spec.short.map_or(String::new(), |letter| format!("-{letter}, "));
+    let value = spec.value.map_or(String::new(), |name| format!(" {name}"));
+    format!("{short}--{}{value}", spec.long)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::policy::{Policy, Timeouts};
+
+    #[test]
+    fn ids_are_the_rows_of_the_table() {
+        for (row, spec) in OPTIONS.iter().enumerate() {
+            assert_eq!(spec.id as usize, row, "{:?}", spec.id);
+        }
+    }
+
+    #[test]
+    fn names_are_unique_and_every_row_has_one() {
+        for (row, spec) in OPTIONS.iter().enumerate() {
+            assert!(!spec.called().is_empty(), "row {row}");
+            assert!(!spec.meaning.is_empty());
+            for other in &OPTIONS[row + 1..] {
+                assert_ne!(spec.called(), other.called());
+                assert!(spec.short.is_none() || spec.short != other.short);
+                assert!(spec.env.is_none() || spec.env != other.env);
+            }
+        }
+    }
+
+    #[test]
+    fn help_fits_a_screen_of_50_lines_by_100_columns() {
+        let text = help();
+        assert!(text.lines().count() <= 50, "{} lines", text.lines().count());
+        for line in text.lines() {
+            assert!(line.chars().count() <= 100, "{} columns: {line}", line.chars().count());
+            assert_eq!(line.trim_end(), line);
+        }
+    }
+
+    #[test]
+    fn help_and_markdown_show_every_row_but_the_hidden_one() {
+        for spec in &OPTIONS {
+            let shown = spec.group != Group::Hidden;
+            assert_eq!(help().contains(&synopsis(spec)), shown, "{}", spec.called());
+            assert_eq!(help_markdown().contains(spec.meaning), shown, "{}", spec.called());
+        }
+    }
+
+    #[test]
+    fn the_table_leaves_a_gap_between_name_and_meaning() {
+        for spec in &OPTIONS {
+            assert!(synopsis(spec).len() + 2 <= MEANING_COLUMN, "{}", synopsis(spec));
+        }
+    }
+
+    #[test]
+    fn every_variable_that_is_read_is_kept_from_prog() {
+        for spec in OPTIONS.iter().filter(|spec| spec.value.is_some()) {
+            if let Some(name) = spec.env {
+                assert!(OWN_VARIABLES.contains(&name), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn printed_defaults_are_the_defaults_in_force() {
+        let times = Timeouts::default();
+        for (id, value) in [
+            (Id::SnoopTimeout, times.snoop),
+            (Id::SnoopTotal, times.snoop_total),
+            (Id::DialTimeout, times.dial),
+            (Id::BackendHandshakeTimeout, times.backend_handshake),
+            (Id::GreetingTimeout, times.greeting),
+            (Id::ReplayTimeout, times.replay),
+            (Id::HandshakeTimeout, times.handshake),
+            (Id::RelayTimeout, times.relay),
+            (Id::FarewellTimeout, times.farewell),
+        ] {
+            assert_eq!(OPTIONS[id as usize].default, value.as_secs().to_string(), "{id:?}");
+        }
+        assert_eq!(OPTIONS[Id::Refusals as usize].default, Policy::default().refusals.to_string());
+    }
+}
