@@ -1,0 +1,289 @@
+//! The order of replies: whatever is pipelined, each reply, the server's or ours, leaves in the order of its command.
+//!
+//! One dialogue serves the snoop (server: the child) and the gate (server: the backend). It owes a reply for every
+//! command taken; a reply of ours waits in the same queue as the server's.
+//! Rejected: answering at once and sorting later. Both closest peers answer NOOP and errors ahead of the server's replies.
+
+use std::collections::VecDeque;
+
+use crate::buffer::Buffer;
+use crate::smtp::ehlo::{self, Edit};
+use crate::smtp::line::Lines;
+use crate::smtp::reply::{Code, Ours, Scanned, Scanner};
+
+use super::end::EndReason;
+use super::limits;
+
+/// What a server was asked, as far as its reply is treated differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// Nothing: the greeting.
+    Greeting,
+    /// EHLO: the reply may be edited. The number finds it in the transcript.
+    Ehlo(u32),
+    /// Any other recorded command.
+    Recorded(u32),
+    /// A verb we do not know, sent alone.
+    Unknown,
+}
+
+/// A reply owed to the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Owed {
+    Servers(Asked),
+    Ours(Ours),
+    /// The session ends here, with that reason's farewell.
+    End(EndReason),
+}
+
+/// What a piece of the server's speech meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// A part of a reply.
+    Part,
+    /// The whole of an owed reply.
+    Answer(Asked, Code),
+    /// A whole reply that nobody asked for.
+    Unasked,
+    /// No SMTP.
+    NotSmtp,
+}
+
+/// One dialogue, from its first octet to the hand-over. It is dropped there, and nothing of it is ever used again.
+#[derive(Debug, Default)]
+pub(super) struct Dialogue {
+    /// What the client has sent and nobody has judged.
+    pub(super) lines: Lines,
+    owed: VecDeque<Owed>,
+    scanner: Scanner,
+    /// The part of an EHLO reply that has come: the edited reply leaves in one write.
+    collected: Vec<u8>,
+    line_start: usize,
+    collecting: bool,
+    last: Option<Code>,
+    own_starttls: bool,
+}
+
+impl Dialogue {
+    /// A dialogue that begins with the server's greeting.
+    pub(super) fn with_greeting() -> Self {
+        let mut dialogue = Self::default();
+        dialogue.ask(Asked::Greeting);
+        dialogue
+    }
+
+    /// A command went to the server.
+    pub(super) fn ask(&mut self, asked: Asked) {
+        self.collecting = self.owed.is_empty() && matches!(asked, Asked::Ehlo(_));
+        self.owed.push_back(Owed::Servers(asked));
+    }
+
+    /// A command is answered by us.
+    pub(super) fn answer(&mut self, reply: Ours) {
+        self.owed.push_back(Owed::Ours(reply));
+    }
+
+    /// The session ends when everything owed before is said.
+    pub(super) fn end_in_turn(&mut self, reason: EndReason) {
+        self.owed.push_back(Owed::End(reason));
+    }
+
+    /// Says what is ours and at the head of the queue, unless the server is inside a reply that nobody asked for. The
+    /// reason, if the end has come.
+    pub(super) fn settle(&mut self, out: &mut Buffer) -> Option<EndReason> {
+        while self.may_speak() {
+            match self.owed.front() {
+                Some(Owed::Ours(reply)) => out.push(reply.octets()),
+                Some(Owed::End(reason)) => return Some(reason.clone()),
+                Some(Owed::Servers(_)) | None => return None,
+            }
+            self.advance();
+        }
+        None
+    }
+
+    /// Whether no reply is owed.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.owed.is_empty()
+    }
+
+    /// Whether everything the client has sent is taken: replies may be owed, but nothing waits to be judged or sent.
+    pub(super) fn is_taken(&mut self) -> bool {
+        self.lines.peek() == crate::smtp::line::Peek::Incomplete
+    }
+
+    /// Whether the next command may be taken.
+    pub(super) fn may_take(&self) -> bool {
+        let ending = matches!(self.owed.back(), Some(Owed::End(_)));
+        let alone = matches!(self.owed.back(), Some(Owed::Servers(Asked::Unknown)));
+        !ending && !alone && self.owed.len() < limits::REPLIES_OWED
+    }
+
+    /// Whether the greeting has not been given in full.
+    pub(super) fn is_ungreeted(&self) -> bool {
+        self.owed.front() == Some(&Owed::Servers(Asked::Greeting))
+    }
+
+    /// Whether the server has an unknown verb to answer.
+    pub(super) fn awaits_unknown(&self) -> bool {
+        self.owed.front() == Some(&Owed::Servers(Asked::Unknown))
+    }
+
+    /// Whether a reply of ours would stand between two whole replies.
+    pub(super) fn may_speak(&self) -> bool {
+        !self.scanner.is_inside_reply() || self.collecting
+    }
+
+    /// The code of the server's last whole reply.
+    pub(super) fn last_code(&self) -> Option<Code> {
+        self.last
+    }
+
+    /// Whether the server offered STARTTLS by itself in the last edited reply; asking takes the answer away.
+    pub(super) fn take_own_starttls(&mut self) -> bool {
+        core::mem::take(&mut self.own_starttls)
+    }
+
+    /// Takes the server's octets up to the end of a line, passes them on to `out` (an EHLO reply edited, as a whole), and
+    /// says how many were used and what they meant.
+    pub(super) fn hear(&mut self, octets: &[u8], edit: Option<Edit>, out: &mut Buffer) -> (usize, Heard) {
+        let (used, scanned) = self.scanner.scan(octets);
+        let piece = &octets[..used];
+        self.collecting = self.collecting && edit.is_some();
+        if self.collecting {
+            self.collect(piece, out);
+        } else {
+            out.push(piece);
+        }
+        let heard = match scanned {
+            Scanned::Inside => Heard::Part,
+            Scanned::Line(_) => {
+                self.line_start = self.collected.len();
+                Heard::Part
+            }
+            Scanned::Final(code) => {
+                self.flush(edit, out);
+                self.last = Some(code);
+                match self.owed.front() {
+                    Some(Owed::Servers(asked)) => {
+                        let asked = *asked;
+                        self.advance();
+                        Heard::Answer(asked, code)
+                    }
+                    Some(Owed::Ours(_) | Owed::End(_)) | None => Heard::Unasked,
+                }
+            }
+            Scanned::NotSmtp => {
+                self.flush(None, out);
+                Heard::NotSmtp
+            }
+        };
+        (used, heard)
+    }
+
+    /// The head of the queue is dealt with.
+    fn advance(&mut self) {
+        self.owed.pop_front();
+        self.collecting = matches!(self.owed.front(), Some(Owed::Servers(Asked::Ehlo(_))));
+    }
+
+    /// Keeps a piece of an EHLO reply, or gives up editing where it grows beyond all measure.
+    fn collect(&mut self, piece: &[u8], out: &mut Buffer) {
+        self.collected.extend_from_slice(piece);
+        let line = self.collected.len() - self.line_start;
+        if self.collected.len() > limits::EHLO_REPLY || line > limits::EHLO_LINE {
+            self.flush(None, out);
+            self.collecting = false;
+        }
+    }
+
+    /// Passes on what was collected, edited or as it is.
+    fn flush(&mut self, edit: Option<Edit>, out: &mut Buffer) {
+        match edit {
+            Some(edit) if !self.collected.is_empty() => {
+                self.own_starttls = ehlo::is_all_250(&self.collected) && ehlo::offers(&self.collected, "STARTTLS");
+                ehlo::edit(&self.collected, edit, out.as_mut_vec());
+            }
+            Some(_) | None => out.push(&self.collected),
+        }
+        self.collected.clear();
+        self.line_start = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EDIT: Option<Edit> = Some(Edit { offer_starttls: true, hide_auth: false });
+
+    /// Lets `server` be heard in pieces of `size`, settling in between, and returns what the client sees.
+    fn seen(dialogue: &mut Dialogue, server: &[u8], size: usize) -> Vec<u8> {
+        let mut out = Buffer::default();
+        for mut piece in server.chunks(size) {
+            while !piece.is_empty() {
+                dialogue.settle(&mut out);
+                let (used, _) = dialogue.hear(piece, EDIT, &mut out);
+                piece = &piece[used..];
+            }
+            dialogue.settle(&mut out);
+        }
+        out.as_slice().to_vec()
+    }
+
+    #[test]
+    fn our_replies_wait_their_turn() {
+        for size in 1..40 {
+            let mut dialogue = Dialogue::with_greeting();
+            dialogue.ask(Asked::Recorded(1));
+            dialogue.answer(Ours::BAD_OCTET);
+            dialogue.ask(Asked::Ehlo(2));
+            dialogue.answer(Ours::NO_PARAMETER);
+            let seen = seen(&mut dialogue, b"220 hi\r\n250 one\r\n250 host\r\n", size);
+            let expected = "220 hi\r\n250 one\r\n500 5.5.2 Bad octet in line\r\n250-host\r\n250 STARTTLS\r\n\
+                            501 5.5.4 STARTTLS takes no parameter\r\n";
+            assert_eq!(String::from_utf8_lossy(&seen), expected);
+            assert!(dialogue.is_quiet());
+        }
+    }
+
+    #[test]
+    fn an_ehlo_reply_leaves_whole_or_not_at_all() {
+        let (mut dialogue, mut out) = (Dialogue::default(), Buffer::default());
+        dialogue.ask(Asked::Ehlo(1));
+        dialogue.hear(b"250-host\r\n", EDIT, &mut out);
+        dialogue.hear(b"250 SI", EDIT, &mut out);
+        assert!(out.is_empty() && dialogue.may_speak());
+        dialogue.hear(b"ZE\r\n", EDIT, &mut out);
+        assert_eq!(out.as_slice(), b"250-host\r\n250-STARTTLS\r\n250 SIZE\r\n");
+    }
+
+    #[test]
+    fn gives_up_on_an_ehlo_reply_beyond_all_measure() {
+        for (line, count) in [(&[b'a'; limits::EHLO_LINE + 1][..], 1), (&[b'a'; 100][..], 1000)] {
+            let reply: Vec<u8> = (0..count).flat_map(|_| [b"250-", line, b"\r\n"].concat()).collect();
+            let reply = [&reply[..], b"250 end\r\n"].concat();
+            let mut dialogue = Dialogue::default();
+            dialogue.ask(Asked::Ehlo(1));
+            assert_eq!(seen(&mut dialogue, &reply, 1000), reply);
+            assert!(dialogue.is_quiet());
+        }
+    }
+
+    #[test]
+    fn passes_on_what_nobody_asked_for() {
+        let (mut dialogue, mut out) = (Dialogue::default(), Buffer::default());
+        assert_eq!(dialogue.hear(b"421 idle\r\n", EDIT, &mut out), (10, Heard::Unasked));
+        assert_eq!(out.as_slice(), b"421 idle\r\n");
+    }
+
+    #[test]
+    fn takes_no_more_commands_than_it_can_owe() {
+        let mut dialogue = Dialogue::default();
+        for n in 0..limits::REPLIES_OWED {
+            assert!(dialogue.may_take(), "{n}");
+            dialogue.ask(Asked::Recorded(1));
+        }
+        assert!(!dialogue.may_take());
+    }
+}

@@ -1,0 +1,193 @@
+//! Why a session ended, grouped by who is to blame; one total match each for what the client hears and for the exit code.
+
+use core::fmt;
+
+use crate::error::exit;
+use crate::smtp::reply::Ours;
+
+use super::phase::Phase;
+
+/// Why a session ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndReason {
+    /// Said and done: QUIT and its reply, or both sides closed.
+    Over,
+    /// SIGTERM.
+    Terminated,
+    /// The client's doing.
+    Client(ClientEnd),
+    /// The child's doing.
+    Child(ChildEnd),
+    /// The backend's doing, after the 220.
+    Backend(BackendEnd),
+    /// The administrator's rules.
+    Policy(PolicyEnd),
+    /// A wait was too long: what was being done.
+    Timeout(Phase),
+    /// The TLS handshake with the client failed: why.
+    Handshake(String),
+    /// TLS with the client failed later: why.
+    Tls(String),
+    /// The TLS engine could not do its work: why.
+    Engine(String),
+    /// A system call failed.
+    System(String),
+    /// A bug of ours: the transition that is not in the diagram.
+    Bug(String),
+}
+
+/// How a client ended a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientEnd {
+    /// Closed without QUIT.
+    Gone,
+    /// Reset, or closed inside TLS without close_notify.
+    BrokeOff,
+    /// Sent something behind STARTTLS.
+    BytesAfterStarttls,
+    /// Sent too many bad lines.
+    BadLines,
+    /// Spoke another protocol.
+    NotSmtp,
+}
+
+/// How a child ended a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChildEnd {
+    /// Could not be started: why.
+    NotStarted(String),
+    /// Closed without a word, or with a word that announced no end.
+    Gone,
+    /// Closed inside a reply.
+    InsideReply,
+    /// Spoke no SMTP where TLS is required, so that it can't be served.
+    NotSmtp,
+    /// Was killed by this signal while relaying.
+    Killed(i32),
+}
+
+/// How a backend ended a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackendEnd {
+    /// Closed without close_notify: what it said last may be cut.
+    Truncated,
+    /// Closed before the client's EHLO was answered.
+    Gone,
+}
+
+/// Which rule ended a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PolicyEnd {
+    /// `--require-tls` and no TLS.
+    TlsRequired,
+    /// `--require-tls` and no usable certificate.
+    NoCertificate,
+}
+
+impl EndReason {
+    /// What the client hears, where the dialogue still allows it.
+    #[must_use]
+    pub fn farewell(&self) -> Option<Ours> {
+        match self {
+            Self::Terminated => Some(Ours::SHUTTING_DOWN),
+            Self::Client(ClientEnd::BytesAfterStarttls) => Some(Ours::BYTES_AFTER_STARTTLS),
+            Self::Client(ClientEnd::BadLines) => Some(Ours::TOO_MANY_BAD_LINES),
+            Self::Client(ClientEnd::NotSmtp) => Some(Ours::NOT_SMTP),
+            Self::Child(ChildEnd::NotStarted(_) | ChildEnd::Gone | ChildEnd::NotSmtp) | Self::System(_) => {
+                Some(Ours::NOT_AVAILABLE)
+            }
+            Self::Backend(BackendEnd::Gone) => Some(Ours::NOT_AVAILABLE),
+            Self::Policy(PolicyEnd::TlsRequired) => Some(Ours::TLS_REQUIRED),
+            Self::Policy(PolicyEnd::NoCertificate) => Some(Ours::NOT_AVAILABLE),
+            Self::Timeout(_) => Some(Ours::TIMEOUT),
+            Self::Over
+            | Self::Client(ClientEnd::Gone | ClientEnd::BrokeOff)
+            | Self::Child(ChildEnd::InsideReply | ChildEnd::Killed(_))
+            | Self::Backend(BackendEnd::Truncated)
+            | Self::Handshake(_)
+            | Self::Tls(_)
+            | Self::Engine(_)
+            | Self::Bug(_) => None,
+        }
+    }
+
+    /// What the supervisor is told (protocol.md, Signals and exits).
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Over | Self::Terminated => exit::OVER,
+            Self::Client(_) | Self::Policy(PolicyEnd::TlsRequired) | Self::Tls(_) => exit::CLIENT,
+            Self::Policy(PolicyEnd::NoCertificate) => exit::TLS_CONFIGURATION,
+            Self::Engine(_) => exit::TLS_ENGINE,
+            Self::Handshake(_) => exit::HANDSHAKE,
+            Self::Timeout(_) => exit::TIMEOUT,
+            Self::Bug(_) => exit::BUG,
+            Self::Child(_) | Self::Backend(_) | Self::System(_) => exit::SYSTEM,
+        }
+    }
+
+    /// Whether the operator should see it without asking: somebody's fault that he may want to mend or block.
+    #[must_use]
+    pub fn is_warning(&self) -> bool {
+        match self {
+            Self::Client(ClientEnd::BytesAfterStarttls)
+            | Self::Child(_)
+            | Self::Backend(_)
+            | Self::Policy(PolicyEnd::NoCertificate)
+            | Self::Engine(_)
+            | Self::System(_)
+            | Self::Bug(_) => true,
+            Self::Over
+            | Self::Terminated
+            | Self::Client(ClientEnd::Gone | ClientEnd::BrokeOff | ClientEnd::BadLines | ClientEnd::NotSmtp)
+            | Self::Policy(PolicyEnd::TlsRequired)
+            | Self::Timeout(_)
+            | Self::Handshake(_)
+            | Self::Tls(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for EndReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Over => f.write_str("over"),
+            Self::Terminated => f.write_str("terminated"),
+            Self::Client(ClientEnd::Gone) => f.write_str("client closed"),
+            Self::Client(ClientEnd::BrokeOff) => f.write_str("client broke off"),
+            Self::Client(ClientEnd::BytesAfterStarttls) => f.write_str("client sent bytes after STARTTLS"),
+            Self::Client(ClientEnd::BadLines) => f.write_str("client sent too many bad lines"),
+            Self::Client(ClientEnd::NotSmtp) => f.write_str("client spoke no SMTP"),
+            Self::Child(ChildEnd::NotStarted(why)) => write!(f, "child not started: {why}"),
+            Self::Child(ChildEnd::Gone) => f.write_str("child closed"),
+            Self::Child(ChildEnd::InsideReply) => f.write_str("child closed inside a reply"),
+            Self::Child(ChildEnd::NotSmtp) => f.write_str("child spoke no SMTP"),
+            Self::Child(ChildEnd::Killed(signal)) => write!(f, "child killed by signal {signal}"),
+            Self::Backend(BackendEnd::Truncated) => f.write_str("backend closed without close_notify"),
+            Self::Backend(BackendEnd::Gone) => f.write_str("backend closed"),
+            Self::Policy(PolicyEnd::TlsRequired) => f.write_str("TLS required"),
+            Self::Policy(PolicyEnd::NoCertificate) => f.write_str("TLS required, no usable certificate"),
+            Self::Timeout(phase) => write!(f, "time-out ({})", phase.name()),
+            Self::Handshake(why) => write!(f, "handshake failed: {why}"),
+            Self::Tls(why) => write!(f, "TLS failed: {why}"),
+            Self::Engine(why) => write!(f, "TLS engine failed: {why}"),
+            Self::System(why) => write!(f, "system: {why}"),
+            Self::Bug(why) => write!(f, "bug: {why}"),
+        }
+    }
+}
+
+/// Which step of a hand-over failed, so that the client got a 454.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HandoverFailure {
+    /// The step.
+    pub step: Phase,
+    /// Why, in words for the log; remote octets in it are escaped already.
+    pub why: String,
+}
+
+impl fmt::Display for HandoverFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "STARTTLS answered 454: {} failed: {}", self.step.name(), self.why)
+    }
+}

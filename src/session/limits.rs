@@ -1,0 +1,41 @@
+//! Every limit that is no option: a number, its unit, and where it comes from.
+
+use core::time::Duration;
+
+/// Replies owed at once before the client is no longer read. Far above what a client pipelines (Postfix sends a few
+/// dozen commands); an entry is a few octets.
+pub const REPLIES_OWED: usize = 128;
+
+/// Octets waiting for the child before the client is no longer read.
+pub const TO_SERVER: usize = 16 * 1024;
+
+/// Octets waiting for the client before the child is no longer read.
+pub const TO_CLIENT: usize = 64 * 1024;
+
+/// Bad lines that get a 500; the next gets a 421 (protocol.md, Snoop 2; Postfix smtpd_hard_error_limit is 20).
+pub const BAD_LINES: u32 = 10;
+
+/// An EHLO reply longer than this is passed on as it comes, without STARTTLS. RFC 5321 knows some forty keywords.
+pub const EHLO_REPLY: usize = 64 * 1024;
+
+/// A line of an EHLO reply longer than this likewise (security.md 68).
+pub const EHLO_LINE: usize = 4096;
+
+/// Octets of a backend's greeting or reply during the replay; a longer one is a failure.
+pub const BACKEND_REPLY: usize = 64 * 1024;
+
+/// Octets of transcript; further commands are not recorded, which the replay then says.
+pub const TRANSCRIPT: usize = 64 * 1024;
+
+/// How long a child may leave an unknown verb unanswered while the client already sends more (protocol.md, Snoop 5).
+pub const UNKNOWN_VERB: Duration = Duration::from_secs(5);
+
+/// How long what is still owed may take to leave, and how long the client's last octets are drained (Postfix and Exim
+/// drain alike; a plain close with unread input resets the connection and eats the last reply, RFC 1122 4.2.2.13).
+pub const LINGER: Duration = Duration::from_secs(2);
+
+/// How many of the client's octets are drained then.
+pub const DRAIN: usize = 64 * 1024;
+
+/// Once the server's side of a relay has ended, how long the client's may stay silent.
+pub const HALF_CLOSED: Duration = Duration::from_secs(10);

@@ -1,0 +1,209 @@
+//! The phases of a session and every transition between them: this file is the diagram.
+//!
+//! ```text
+//! Snoop --cutoff--> RelayPlain ------------------------------------------------.
+//!   | ^                                                                        |
+//!   | '--454-- any step below, up to Commit                                    |
+//!   '-STARTTLS-> Dial -> SecureBackend -> Greeting -> Replay -> Commit         |
+//!                                             |                 ^  |           |
+//!                                             '-----none--------'  220         |
+//!                                                                  v           v
+//!            RelayTls <-EHLO- Gate <-handshake- SecureClient <- Announce    Close
+//!               '----------------------- any phase: limit, time-out, end -----^
+//! ```
+//!
+//! A phase says what is being done; what it is done with lives beside it in the session. `after` takes the old phase by
+//! value and is total: a pair that the diagram does not have is a bug of ours and closes the session.
+
+/// What a session is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Client and child talk through us; we look for STARTTLS.
+    Snoop,
+    /// The backend's TCP connection is being made. The child waits unread.
+    Dial,
+    /// The TLS handshake with the backend.
+    SecureBackend,
+    /// The backend's greeting is awaited.
+    Greeting,
+    /// The backend is told what was recorded.
+    Replay,
+    /// All is ready but the 220: earlier replies leave, and the client must have sent nothing more.
+    Commit,
+    /// The 220 is leaving, alone.
+    Announce,
+    /// The TLS handshake with the client.
+    SecureClient,
+    /// Inside TLS, until the client has said EHLO.
+    Gate,
+    /// Client and child, octet for octet.
+    RelayPlain,
+    /// Client and backend, octet for octet, each leg in its TLS.
+    RelayTls,
+    /// Over: what is owed leaves, then the ends are closed.
+    Close,
+}
+
+/// What moves a session on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The point by which STARTTLS must have come.
+    Cutoff,
+    /// STARTTLS in its turn, with nothing behind it.
+    Starttls,
+    /// The backend's TCP connection stands.
+    Dialled,
+    /// The backend's TLS stands and its certificate is trusted.
+    BackendSecured,
+    /// The backend's greeting was 220, and there is something to replay.
+    Greeted,
+    /// Everything that was to be replayed is answered as expected.
+    Replayed,
+    /// A step of the hand-over failed before the 220.
+    HandoverFailed,
+    /// Nothing unsent, nothing unread: the 220 is queued.
+    Quiet,
+    /// The 220 is on the wire.
+    Announced,
+    /// The client's TLS stands.
+    ClientSecured,
+    /// EHLO or HELO inside TLS.
+    Opened,
+    /// The session ends, for a reason that is kept beside.
+    Ended,
+}
+
+impl Phase {
+    /// All phases, in the order of a session that uses TLS.
+    pub const ALL: [Self; 12] = [
+        Self::Snoop,
+        Self::Dial,
+        Self::SecureBackend,
+        Self::Greeting,
+        Self::Replay,
+        Self::Commit,
+        Self::Announce,
+        Self::SecureClient,
+        Self::Gate,
+        Self::RelayPlain,
+        Self::RelayTls,
+        Self::Close,
+    ];
+
+    /// The phase that follows, or `None` where the diagram has no such arrow.
+    #[must_use]
+    pub fn after(self, cause: Cause) -> Option<Self> {
+        match cause {
+            Cause::Ended => Some(Self::Close),
+            Cause::Cutoff => (self == Self::Snoop).then_some(Self::RelayPlain),
+            Cause::Starttls => (self == Self::Snoop).then_some(Self::Dial),
+            Cause::Dialled => (self == Self::Dial).then_some(Self::SecureBackend),
+            Cause::BackendSecured => (self == Self::SecureBackend).then_some(Self::Greeting),
+            Cause::Greeted => (self == Self::Greeting).then_some(Self::Replay),
+            Cause::Replayed => matches!(self, Self::Greeting | Self::Replay).then_some(Self::Commit),
+            Cause::HandoverFailed => self.is_handover().then_some(Self::Snoop),
+            Cause::Quiet => (self == Self::Commit).then_some(Self::Announce),
+            Cause::Announced => (self == Self::Announce).then_some(Self::SecureClient),
+            Cause::ClientSecured => (self == Self::SecureClient).then_some(Self::Gate),
+            Cause::Opened => (self == Self::Gate).then_some(Self::RelayTls),
+        }
+    }
+
+    /// STARTTLS was said and the 220 was not: a failure here is a 454, and an octet of the client an attack.
+    #[must_use]
+    pub fn is_handover(self) -> bool {
+        match self {
+            Self::Dial | Self::SecureBackend | Self::Greeting | Self::Replay | Self::Commit => true,
+            Self::Snoop
+            | Self::Announce
+            | Self::SecureClient
+            | Self::Gate
+            | Self::RelayPlain
+            | Self::RelayTls
+            | Self::Close => false,
+        }
+    }
+
+    /// The name in the log.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Snoop => "snoop",
+            Self::Dial => "dial",
+            Self::SecureBackend => "backend handshake",
+            Self::Greeting => "backend greeting",
+            Self::Replay => "replay",
+            Self::Commit => "commit",
+            Self::Announce => "announce",
+            Self::SecureClient => "client handshake",
+            Self::Gate => "gate",
+            Self::RelayPlain | Self::RelayTls => "relay",
+            Self::Close => "close",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CAUSES: [Cause; 12] = [
+        Cause::Cutoff,
+        Cause::Starttls,
+        Cause::Dialled,
+        Cause::BackendSecured,
+        Cause::Greeted,
+        Cause::Replayed,
+        Cause::HandoverFailed,
+        Cause::Quiet,
+        Cause::Announced,
+        Cause::ClientSecured,
+        Cause::Opened,
+        Cause::Ended,
+    ];
+
+    /// The diagram above, arrow by arrow, but for the ones into `Close`, which start everywhere.
+    const ARROWS: [(Phase, Cause, Phase); 17] = [
+        (Phase::Snoop, Cause::Cutoff, Phase::RelayPlain),
+        (Phase::Snoop, Cause::Starttls, Phase::Dial),
+        (Phase::Dial, Cause::Dialled, Phase::SecureBackend),
+        (Phase::SecureBackend, Cause::BackendSecured, Phase::Greeting),
+        (Phase::Greeting, Cause::Greeted, Phase::Replay),
+        (Phase::Greeting, Cause::Replayed, Phase::Commit),
+        (Phase::Replay, Cause::Replayed, Phase::Commit),
+        (Phase::Commit, Cause::Quiet, Phase::Announce),
+        (Phase::Announce, Cause::Announced, Phase::SecureClient),
+        (Phase::SecureClient, Cause::ClientSecured, Phase::Gate),
+        (Phase::Gate, Cause::Opened, Phase::RelayTls),
+        (Phase::Dial, Cause::HandoverFailed, Phase::Snoop),
+        (Phase::SecureBackend, Cause::HandoverFailed, Phase::Snoop),
+        (Phase::Greeting, Cause::HandoverFailed, Phase::Snoop),
+        (Phase::Replay, Cause::HandoverFailed, Phase::Snoop),
+        (Phase::Commit, Cause::HandoverFailed, Phase::Snoop),
+        (Phase::Close, Cause::Ended, Phase::Close),
+    ];
+
+    #[test]
+    fn the_transitions_are_the_diagram_and_nothing_else() {
+        for phase in Phase::ALL {
+            for cause in CAUSES {
+                let drawn = ARROWS.iter().find(|(from, by, _)| (*from, *by) == (phase, cause)).map(|&(_, _, to)| to);
+                let expected = if cause == Cause::Ended { Some(Phase::Close) } else { drawn };
+                assert_eq!(phase.after(cause), expected, "{phase:?} after {cause:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_leads_back_to_plaintext_once_the_220_is_queued() {
+        let mut reached = vec![Phase::Announce];
+        while let Some(more) = reached
+            .iter()
+            .flat_map(|p| CAUSES.iter().filter_map(|c| p.after(*c)))
+            .find(|p| !reached.contains(p))
+        {
+            reached.push(more);
+        }
+        assert!(!reached.contains(&Phase::Snoop) && !reached.contains(&Phase::RelayPlain), "{reached:?}");
+    }
+}

@@ -1,0 +1,121 @@
+//! What the administrator decided: immutable once a session has begun.
+
+use core::time::Duration;
+
+use crate::smtp::command::Verb;
+
+/// What a session does with what it sees. Made by `cli`, read by the session, never changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Whether STARTTLS is offered: there is a certificate and a key that fit. Where it is false, STARTTLS gets a 454.
+    pub offer_tls: bool,
+    /// The secure option: without TLS no service.
+    pub require_tls: bool,
+    /// With `require_tls`: how many commands get a 530 before the 421.
+    pub refusals: u32,
+    /// When snooping ends.
+    pub cutoff: Cutoff,
+    /// What of the recorded dialogue the backend is told.
+    pub replay: Replay,
+    /// How long each wait may last.
+    pub timeouts: Timeouts,
+}
+
+/// The "some point" by which STARTTLS must have come (protocol.md, Snoop 6).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cutoff {
+    /// Verbs that end the snooping.
+    pub verbs: Vec<Verb>,
+    /// After so many command lines the next one ends it.
+    pub commands: Option<u32>,
+    /// After so long the next line ends it.
+    pub after: Option<Duration>,
+}
+
+impl Default for Cutoff {
+    fn default() -> Self {
+        Self {
+            verbs: vec![
+                Verb::Mail,
+                Verb::Rcpt,
+                Verb::Data,
+                Verb::Bdat,
+                Verb::Auth,
+                Verb::Etrn,
+                Verb::Turn,
+                Verb::Atrn,
+                Verb::Send,
+                Verb::Soml,
+                Verb::Saml,
+                Verb::Burl,
+            ],
+            commands: None,
+            after: None,
+        }
+    }
+}
+
+/// What of the recorded dialogue the backend is told before the client speaks to it (protocol.md, STARTTLS 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Replay {
+    /// The last EHLO or HELO, as a probe: RFC 3207 4.2 has the server forget what it knew.
+    #[default]
+    Hello,
+    /// Every recorded command.
+    All,
+    /// Nothing: the greeting alone is awaited.
+    None,
+}
+
+/// How long each wait may last. Defaults are protocol.md's, Time-outs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Between two commands (RFC 5321 4.5.3.2.7: at least five minutes).
+    pub snoop: Duration,
+    /// All of the snooping together, so that a client that dribbles ends too.
+    pub snoop_total: Duration,
+    /// Until the backend's TCP connection stands, all its addresses together.
+    pub dial: Duration,
+    /// The TLS handshake with the backend.
+    pub backend_handshake: Duration,
+    /// The backend's greeting.
+    pub greeting: Duration,
+    /// The replay, all of it.
+    pub replay: Duration,
+    /// The TLS handshake with the client (CVE-2011-1947: never without a limit).
+    pub handshake: Duration,
+    /// Silence in both directions once bytes are relayed (qmail-smtpd's own limit, 1200 s).
+    pub relay: Duration,
+    /// What a dismissed child gets before SIGTERM, and again before SIGKILL.
+    pub farewell: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            snoop: seconds(300),
+            snoop_total: seconds(600),
+            dial: seconds(10),
+            backend_handshake: seconds(10),
+            greeting: seconds(30),
+            replay: seconds(30),
+            handshake: seconds(30),
+            relay: seconds(1200),
+            farewell: seconds(5),
+        }
+    }
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            offer_tls: true,
+            require_tls: false,
+            refusals: 1,
+            cutoff: Cutoff::default(),
+            replay: Replay::default(),
+            timeouts: Timeouts::default(),
+        }
+    }
+}
