@@ -1,0 +1,158 @@
+//! The backend as a test plays it: a port of 127.0.0.1 that can be closed, and a server behind it that speaks TLS as a
+//! script has it or fails as a script has it.
+
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{Connection, ServerConfig, ServerConnection};
+
+use crate::child::wait_readable;
+use crate::dialogue::Backend;
+use crate::wire::{PATIENCE, Wire};
+
+/// A certificate and its key, made now.
+pub(crate) struct Certificate {
+    pub(crate) certificate_pem: String,
+    pub(crate) key_pem: String,
+    leaf: CertificateDer<'static>,
+    key: PrivateKeyDer<'static>,
+}
+
+impl Certificate {
+    /// A self-signed one for `localhost` and 127.0.0.1.
+    pub(crate) fn new() -> Self {
+        let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let made = rcgen::generate_simple_self_signed(names).unwrap();
+        Self {
+            certificate_pem: pem("CERTIFICATE", made.cert.der()),
+            key_pem: pem("PRIVATE KEY", made.signing_key.serialized_der()),
+            leaf: made.cert.der().clone(),
+            key: PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into()),
+        }
+    }
+
+    /// The certificate as it goes over the wire.
+    pub(crate) fn leaf(&self) -> &CertificateDer<'static> {
+        &self.leaf
+    }
+
+    fn server(&self) -> Connection {
+        let config =
+            ServerConfig::builder().with_no_client_auth().with_single_cert(vec![self.leaf.clone()], self.key.clone_key());
+        Connection::Server(ServerConnection::new(Arc::new(config.unwrap())).unwrap())
+    }
+}
+
+/// PEM (RFC 7468) of `der`; rcgen's own needs a dependency more.
+fn pem(label: &str, der: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = format!("-----BEGIN {label}-----");
+    for (at, three) in der.chunks(3).enumerate() {
+        if at % 16 == 0 {
+            text.push('\n');
+        }
+        let bits = three.iter().enumerate().fold(0u32, |bits, (i, &octet)| bits | u32::from(octet) << (16 - 8 * i));
+        for i in 0..4 {
+            let digit = ALPHABET[(bits >> (18 - 6 * i)) as usize & 63];
+            text.push(if i <= three.len() { char::from(digit) } else { '=' });
+        }
+    }
+    format!("{text}\n-----END {label}-----\n")
+}
+
+/// The port, what happens there, and the connection that speaks now.
+pub(crate) struct Server {
+    certificate: Arc<Certificate>,
+    listener: Listener,
+    port: u16,
+    wire: Option<Wire>,
+}
+
+enum Listener {
+    /// Bound, not listening: a dial is refused.
+    Closed(std::os::fd::OwnedFd),
+    Open(TcpListener),
+}
+
+impl Server {
+    /// A free port of 127.0.0.1, nobody listening yet.
+    pub(crate) fn new(certificate: Arc<Certificate>) -> Self {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
+        let fd = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        bind(&fd, &std::net::SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let listener = TcpListener::from(fd);
+        let port = listener.local_addr().unwrap().port();
+        Self { certificate, listener: Listener::Closed(listener.into()), port, wire: None }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Lets dials succeed from now on.
+    pub(crate) fn listen(&mut self) {
+        if let Listener::Closed(fd) = &self.listener {
+            rustix::net::listen(fd, 128).unwrap();
+            self.listener = Listener::Open(TcpListener::from(fd.try_clone().unwrap()));
+        }
+    }
+
+    /// What the next dial meets. `Accepts` is played by the script through `wire`; the others by a thread that ends with
+    /// its connection.
+    pub(crate) fn play(&mut self, what: Backend) {
+        if what == Backend::Refused {
+            return;
+        }
+        self.listen();
+        let Listener::Open(listener) = &self.listener else { return };
+        if what == Backend::Accepts {
+            return;
+        }
+        let (listener, certificate) = (listener.try_clone().unwrap(), Arc::clone(&self.certificate));
+        thread::spawn(move || {
+            if wait_readable(&listener, Instant::now() + PATIENCE).is_err() {
+                return;
+            }
+            let Ok((mut socket, _)) = listener.accept() else { return };
+            match what {
+                Backend::Accepts | Backend::Refused => {}
+                Backend::Plaintext => drop(socket.write_all(b"220 plain.example ESMTP\r\n")),
+                Backend::NoHandshake => {}
+                Backend::Untrusted => return drop(Wire::new(socket).secure(Certificate::new().server())),
+                Backend::Silent => {
+                    let mut wire = Wire::new(socket);
+                    let _ = wire.secure(certificate.server()).and_then(|()| wire.rest());
+                    return;
+                }
+            }
+            let _ = Wire::new(socket).rest();
+        });
+    }
+
+    /// The connection that the wrapper dials, its TLS done; waits for it where there is none yet.
+    pub(crate) fn wire(&mut self) -> Result<&mut Wire, String> {
+        if self.wire.is_none() {
+            self.listen();
+            let socket = self.accept()?;
+            let mut wire = Wire::new(socket);
+            wire.secure(self.certificate.server()).map_err(|e| format!("backend: {e}"))?;
+            self.wire = Some(wire);
+        }
+        self.wire.as_mut().ok_or_else(|| "backend: no connection".to_owned())
+    }
+
+    /// The connection of a hand-over that failed is looked at no more; what it had got unasked.
+    pub(crate) fn forget(&mut self) -> Vec<u8> {
+        self.wire.take().map_or_else(Vec::new, |mut wire| wire.left_over())
+    }
+
+    fn accept(&self) -> Result<TcpStream, String> {
+        let Listener::Open(listener) = &self.listener else { return Err("backend: closed".to_owned()) };
+        wait_readable(listener, Instant::now() + PATIENCE).map_err(|e| format!("the backend was not dialled: {e}"))?;
+        listener.accept().map(|(socket, _)| socket).map_err(|e| e.to_string())
+    }
+}

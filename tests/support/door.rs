@@ -1,0 +1,296 @@
+//! The program as a UCSPI child: started with one TCP socket as fds 0 and 1, as tcpserver does, a puppet as PROG and a
+//! backend on 127.0.0.1; and a dialogue played against it.
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::process::{Command, ExitStatus};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, Connection, DigitallySignedStruct, SignatureScheme};
+use tempfile::TempDir;
+
+use crate::backend::{Certificate, Server};
+use crate::child::{Child, puppet};
+use crate::dialogue::{Deed, Dialogue, Side};
+use crate::wire::{End, PATIENCE, Wire, shown};
+
+/// The certificate of this test run: the wrapper's and the backend's.
+pub(crate) fn certificate() -> Arc<Certificate> {
+    static CERTIFICATE: OnceLock<Arc<Certificate>> = OnceLock::new();
+    Arc::clone(CERTIFICATE.get_or_init(|| Arc::new(Certificate::new())))
+}
+
+/// The program, running; killed when this goes.
+pub(crate) struct Door {
+    pub(crate) client: Option<Wire>,
+    pub(crate) backend: Server,
+    pub(crate) puppets: UnixListener,
+    program: std::process::Child,
+    folder: TempDir,
+}
+
+/// How the program is started.
+pub(crate) struct Start<'a> {
+    /// Its options.
+    pub(crate) options: &'a [&'a str],
+    /// Whether it gets `--cert` and `--key`.
+    pub(crate) certificate: bool,
+    /// More of its environment.
+    pub(crate) environment: &'a [(&'a str, &'a str)],
+    /// PROG and its arguments instead of the puppet.
+    pub(crate) program: Option<&'a [&'a str]>,
+    /// The puppet's second argument.
+    pub(crate) mode: &'a str,
+}
+
+impl Default for Start<'_> {
+    fn default() -> Self {
+        Self { options: &[], certificate: true, environment: &[], program: None, mode: "plain" }
+    }
+}
+
+impl Door {
+    /// Starts the program and connects a client to it.
+    pub(crate) fn open(start: &Start<'_>) -> Self {
+        let folder = TempDir::new().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let certificate = certificate();
+        let backend = Server::new(Arc::clone(&certificate));
+        let puppets = UnixListener::bind(path("puppets")).unwrap();
+        let (client, server) = connect();
+
+        let mut command = Command::new(env!("CARGO_BIN_EXE_starttls-wrapper"));
+        command.args(start.options);
+        if start.certificate {
+            fs::write(path("cert.pem"), &certificate.certificate_pem).unwrap();
+            fs::write(path("key.pem"), &certificate.key_pem).unwrap();
+            command.arg("--cert").arg(path("cert.pem")).arg("--key").arg(path("key.pem"));
+        }
+        command.args(["127.0.0.1", &backend.port().to_string()]);
+        match start.program {
+            Some(program) => command.args(program),
+            None => command.arg(puppet()).arg(path("puppets")).arg(start.mode),
+        };
+        let address = client.local_addr().unwrap();
+        command.env_clear().env("PROTO", "TCP").env("TCPREMOTEIP", "127.0.0.1");
+        command.env("TCPREMOTEPORT", address.port().to_string()).env("TCPLOCALIP", "127.0.0.1");
+        command.env("RUST_LOG", "info").envs(start.environment.iter().copied());
+        command.stdin(OwnedFd::from(server.try_clone().unwrap())).stdout(OwnedFd::from(server));
+        command.stderr(fs::File::create(path("stderr")).unwrap());
+        let program = command.spawn().unwrap();
+        // `command` still holds our copies of the program's socket: while it lives the client sees no end.
+        drop(command);
+        Self { client: Some(Wire::new(client)), backend, puppets, program, folder }
+    }
+
+    /// The program's pid.
+    pub(crate) fn pid(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_child(&self.program)
+    }
+
+    /// Waits for the program's end.
+    pub(crate) fn wait(&mut self) -> Result<ExitStatus, String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.program.try_wait().map_err(|e| e.to_string())? {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                return Err("the program does not end".to_owned());
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// What the program has said on stderr.
+    pub(crate) fn said(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.folder.path().join("stderr")).unwrap_or_default()).into_owned()
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        let _ = self.program.kill();
+        let _ = self.program.wait();
+    }
+}
+
+/// A connection over loopback, both of its ends.
+fn connect() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    client.set_nodelay(true).unwrap();
+    let (server, _) = listener.accept().unwrap();
+    (client, server)
+}
+
+/// A TLS client that trusts the certificate of this test run and no other.
+pub(crate) fn tls_client() -> Connection {
+    static CONFIG: OnceLock<Arc<ClientConfig>> = OnceLock::new();
+    let config = CONFIG.get_or_init(|| {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let only = Arc::new(OnlyOurs { provider });
+        Arc::new(ClientConfig::builder().dangerous().with_custom_certificate_verifier(only).with_no_client_auth())
+    });
+    let name = ServerName::try_from("localhost").unwrap();
+    Connection::Client(ClientConnection::new(Arc::clone(config), name).unwrap())
+}
+
+#[derive(Debug)]
+struct OnlyOurs {
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for OnlyOurs {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if end_entity == certificate().leaf() {
+            return Ok(ServerCertVerified::assertion());
+        }
+        Err(rustls::Error::General("not the certificate of this test run".to_owned()))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Plays `dialogue` against the program. The message of a failure begins with `file:line`.
+pub(crate) fn play(dialogue: &Dialogue) -> Result<(), String> {
+    let options: Vec<&str> = dialogue.options.iter().map(String::as_str).collect();
+    let start = Start { options: &options, certificate: dialogue.certificate, ..Start::default() };
+    let mut door = Door::open(&start);
+    let refused = dialogue.steps.iter().any(|s| s.deed == Deed::Backend(crate::dialogue::Backend::Refused));
+    if !refused {
+        door.backend.listen();
+    }
+    let first = dialogue.steps.first().map_or(1, |s| s.line);
+    let played = Child::accept(&door.puppets)
+        .map_err(|why| format!("{}: {why}", dialogue.place(first)))
+        .and_then(|mut child| {
+            for (at, step) in dialogue.steps.iter().enumerate() {
+                perform(dialogue, at, &mut door, &mut child)
+                    .map_err(|why| format!("{}: {why}", dialogue.place(step.line)))?;
+            }
+            finish(dialogue, &mut door, &mut child)
+        });
+    played.map_err(|why| format!("{why}\n    stderr: {}", door.said().trim_end().replace('\n', "\n            ")))
+}
+
+fn perform(dialogue: &Dialogue, at: usize, door: &mut Door, child: &mut Child) -> Result<(), String> {
+    let step = &dialogue.steps[at];
+    let gone = || "the client is gone already".to_owned();
+    match &step.deed {
+        Deed::Sends(Side::Client, octets) => door.client.as_mut().ok_or_else(gone)?.send(octets),
+        Deed::Sends(Side::Child, octets) => child.send(octets),
+        Deed::Sends(Side::Backend, octets) => door.backend.wire()?.send(octets),
+        Deed::Gets(Side::Client, octets) => {
+            door.client.as_mut().ok_or_else(gone)?.get(octets)?;
+            if octets.starts_with(b"454 4.7.0 TLS not available") {
+                nothing("backend", &door.backend.forget())?;
+            }
+        }
+        Deed::Gets(Side::Child, octets) => child.get(octets)?,
+        Deed::Gets(Side::Backend, octets) => door.backend.wire()?.get(octets).map_err(|e| format!("backend {e}"))?,
+        Deed::Ends(Side::Client) => door.client.as_mut().ok_or_else(gone)?.end(),
+        Deed::Ends(Side::Child) => child.exit(0),
+        Deed::Ends(Side::Backend) => door.backend.wire()?.end(),
+        Deed::ClientResets => door.client.take().ok_or_else(gone)?.reset(),
+        Deed::BackendDies => door.backend.wire()?.cut(),
+        Deed::Backend(what) => door.backend.play(*what),
+        Deed::ClientTls => door.client.as_mut().ok_or_else(gone)?.secure(tls_client())?,
+        // The one sleep: that nothing happens for so long is what the script asks for.
+        Deed::Waits(time) => thread::sleep(*time),
+        Deed::Terminates => {
+            rustix::process::kill_process(door.pid(), rustix::process::Signal::TERM).map_err(|e| e.to_string())?;
+        }
+        Deed::SeesEnd(Side::Client) => expect_end(door.client.as_mut().ok_or_else(gone)?.get_end()?, &[End::Clean])?,
+        Deed::SeesEnd(Side::Child) => {
+            child.get_end()?;
+            // A child that has nothing more to say goes when its input ends.
+            if !dialogue.comes_later(at, |d| matches!(d, Deed::Sends(Side::Child, _) | Deed::Ends(Side::Child))) {
+                child.exit(0);
+            }
+        }
+        Deed::SeesEnd(Side::Backend) => expect_end(door.backend.wire()?.get_end()?, &[End::Clean])?,
+        Deed::SeesAbort(Side::Client) => {
+            expect_end(door.client.as_mut().ok_or_else(gone)?.get_end()?, &[End::Cut, End::Reset])?;
+        }
+        Deed::SeesAbort(Side::Backend) => expect_end(door.backend.wire()?.get_end()?, &[End::Cut, End::Reset])?,
+        Deed::SeesAbort(Side::Child) => return Err("a child sees no abort".to_owned()),
+        Deed::ClientSeesAlert => {
+            let (octets, end) = door.client.as_mut().ok_or_else(gone)?.rest()?;
+            expect_end(end, &[End::Clean])?;
+            if octets.len() != 7 || !octets.starts_with(&[21, 3]) {
+                return Err(format!("expected one TLS alert, received {}", shown(&octets)));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn expect_end(end: End, allowed: &[End]) -> Result<(), String> {
+    if allowed.contains(&end) { Ok(()) } else { Err(format!("expected the end to be one of {allowed:?}, it is {end:?}")) }
+}
+
+fn nothing(who: &str, octets: &[u8]) -> Result<(), String> {
+    if octets.is_empty() { Ok(()) } else { Err(format!("{who} got {} unasked", shown(octets))) }
+}
+
+/// Nothing is left over, the program ends with the right code, and its child is no more.
+fn finish(dialogue: &Dialogue, door: &mut Door, child: &mut Child) -> Result<(), String> {
+    let last = dialogue.exit.map_or_else(|| dialogue.steps.last().map_or(1, |s| s.line), |(line, _)| line);
+    let at = |why: String| format!("{}: at the end: {why}", dialogue.place(last));
+    nothing("child", &child.left_over()).map_err(at)?;
+    child.exit(0);
+    if let Some(mut client) = door.client.take() {
+        nothing("client", &client.left_over()).map_err(at)?;
+        client.end();
+        if dialogue.exit.is_some() {
+            let (octets, _) = client.rest().map_err(at)?;
+            nothing("client", &octets).map_err(at)?;
+        }
+    }
+    nothing("backend", &door.backend.forget()).map_err(at)?;
+    let status = door.wait().map_err(at)?;
+    if let Some((_, code)) = dialogue.exit
+        && status.code() != Some(code)
+    {
+        return Err(at(format!("{status}, not {code}")));
+    }
+    if !child.is_gone(Duration::from_secs(1)) {
+        return Err(at(format!("the child {} is still there", child.report.pid)));
+    }
+    Ok(())
+}

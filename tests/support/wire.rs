@@ -1,0 +1,210 @@
+//! One TCP side of a session as a test plays it: a blocking socket, later with TLS on it, and a deadline for each wait.
+//! TLS here is rustls' buffered connections: the program under test uses the unbuffered ones, so that each checks the other.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::{Duration, Instant};
+
+use rustls::Connection;
+
+/// How long each expectation may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How the other side ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// FIN; inside TLS behind a close_notify.
+    Clean,
+    /// FIN inside TLS without close_notify.
+    Cut,
+    /// RST.
+    Reset,
+}
+
+/// One socket with what has been received and not been looked at.
+pub(crate) struct Wire {
+    socket: TcpStream,
+    tls: Option<Connection>,
+    received: Vec<u8>,
+    end: Option<End>,
+}
+
+impl Wire {
+    pub(crate) fn new(socket: TcpStream) -> Self {
+        Self { socket, tls: None, received: Vec::new(), end: None }
+    }
+
+    pub(crate) fn socket(&self) -> &TcpStream {
+        &self.socket
+    }
+
+    /// Does the handshake; what was received in clear and not looked at is an error.
+    pub(crate) fn secure(&mut self, tls: Connection) -> Result<(), String> {
+        if !self.received.is_empty() {
+            return Err(format!("octets in clear before the handshake: {}", shown(&self.received)));
+        }
+        let mut tls = tls;
+        let deadline = Instant::now() + PATIENCE;
+        while tls.is_handshaking() {
+            flush(&mut tls, &mut self.socket).map_err(|e| format!("handshake: {e}"))?;
+            if tls.is_handshaking() {
+                self.patience(deadline).map_err(|e| e.to_string())?;
+                let read = tls.read_tls(&mut self.socket).map_err(|e| format!("handshake: {e}"))?;
+                if read == 0 {
+                    return Err("handshake: the other side closed".to_owned());
+                }
+                if let Err(e) = tls.process_new_packets() {
+                    let _ = flush(&mut tls, &mut self.socket);
+                    return Err(format!("handshake: {e}"));
+                }
+            }
+        }
+        flush(&mut tls, &mut self.socket).map_err(|e| format!("handshake: {e}"))?;
+        self.tls = Some(tls);
+        Ok(())
+    }
+
+    /// Sends; a side that is gone takes nothing, which later expectations will tell.
+    pub(crate) fn send(&mut self, octets: &[u8]) {
+        let _ = self.socket.set_write_timeout(Some(PATIENCE));
+        match &mut self.tls {
+            None => drop(self.socket.write_all(octets)),
+            Some(tls) => {
+                // rustls holds back what exceeds its buffer: small pieces, each on its way before the next.
+                for piece in octets.chunks(16 * 1024) {
+                    if tls.writer().write_all(piece).is_err() || flush(tls, &mut self.socket).is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends our side: close_notify where there is TLS, then FIN.
+    pub(crate) fn end(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            tls.send_close_notify();
+            let _ = flush(tls, &mut self.socket);
+        }
+        let _ = self.socket.shutdown(Shutdown::Write);
+    }
+
+    /// Ends our side without close_notify.
+    pub(crate) fn cut(&mut self) {
+        let _ = self.socket.shutdown(Shutdown::Write);
+    }
+
+    /// Resets the connection.
+    pub(crate) fn reset(self) {
+        let _ = rustix::net::sockopt::set_socket_linger(&self.socket, Some(Duration::ZERO));
+    }
+
+    /// The next octets must be `expected`.
+    pub(crate) fn get(&mut self, expected: &[u8]) -> Result<(), String> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.received.len() < expected.len() && expected.starts_with(&self.received) && self.end.is_none() {
+            if let Err(e) = self.receive(deadline) {
+                return Err(self.differs(expected, &e.to_string()));
+            }
+        }
+        if !self.received.starts_with(expected) {
+            let state = self.end.map_or("open".to_owned(), |end| format!("{end:?}"));
+            return Err(self.differs(expected, &state));
+        }
+        self.received.drain(..expected.len());
+        Ok(())
+    }
+
+    fn differs(&self, expected: &[u8], state: &str) -> String {
+        format!("expected {}\n    received {}\n    (the connection: {state})", shown(expected), shown(&self.received))
+    }
+
+    /// The other side must end, with nothing said before.
+    pub(crate) fn get_end(&mut self) -> Result<End, String> {
+        let (octets, end) = self.rest()?;
+        if octets.is_empty() { Ok(end) } else { Err(format!("expected the end, received {}", shown(&octets))) }
+    }
+
+    /// All that comes until the end.
+    pub(crate) fn rest(&mut self) -> Result<(Vec<u8>, End), String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(end) = self.end {
+                return Ok((std::mem::take(&mut self.received), end));
+            }
+            self.receive(deadline).map_err(|e| format!("expected the end: {e}; received {}", shown(&self.received)))?;
+        }
+    }
+
+    /// What has arrived and was not asked for.
+    pub(crate) fn left_over(&mut self) -> Vec<u8> {
+        let soon = Instant::now() + Duration::from_millis(1);
+        while self.end.is_none() && self.receive(soon).is_ok() {}
+        std::mem::take(&mut self.received)
+    }
+
+    /// One read, its octets and its end noted.
+    fn receive(&mut self, deadline: Instant) -> io::Result<()> {
+        self.patience(deadline)?;
+        let read = match &mut self.tls {
+            None => {
+                let mut piece = [0; 16 * 1024];
+                self.socket.read(&mut piece).map(|n| {
+                    self.received.extend_from_slice(&piece[..n]);
+                    n
+                })
+            }
+            Some(tls) => tls.read_tls(&mut self.socket),
+        };
+        let closed = match read {
+            Ok(n) => n == 0,
+            Err(e) if e.kind() == ErrorKind::ConnectionReset => {
+                self.end = Some(End::Reset);
+                return Ok(());
+            }
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            Err(e) => return Err(e),
+        };
+        let Some(tls) = &mut self.tls else {
+            self.end = closed.then_some(End::Clean);
+            return Ok(());
+        };
+        let state = tls.process_new_packets().map_err(io::Error::other)?;
+        let mut plain = vec![0; state.plaintext_bytes_to_read()];
+        tls.reader().read_exact(&mut plain)?;
+        self.received.extend_from_slice(&plain);
+        if state.peer_has_closed() {
+            self.end = Some(End::Clean);
+        } else if closed {
+            self.end = Some(End::Cut);
+        }
+        Ok(())
+    }
+
+    fn patience(&self, deadline: Instant) -> io::Result<()> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        self.socket.set_read_timeout(Some(left))
+    }
+}
+
+fn flush(tls: &mut Connection, socket: &mut TcpStream) -> io::Result<()> {
+    while tls.wants_write() {
+        tls.write_tls(socket)?;
+    }
+    Ok(())
+}
+
+/// Octets as a person can read them, cut in the middle when there are many.
+pub(crate) fn shown(octets: &[u8]) -> String {
+    const MANY: usize = 600;
+    if octets.len() <= MANY {
+        return format!("\"{}\"", octets.escape_ascii());
+    }
+    let (head, tail) = (&octets[..MANY / 2], &octets[octets.len() - MANY / 2..]);
+    format!("\"{}\" ... ({} octets) ... \"{}\"", head.escape_ascii(), octets.len(), tail.escape_ascii())
+}

@@ -1,0 +1,152 @@
+//! The program as a UCSPI child: every dialogue through the real door, and what a dialogue can't say: the child's
+//! surroundings, its end, and a client that is faster than a person.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
+
+#[path = "support/backend.rs"]
+mod backend;
+#[path = "support/child.rs"]
+mod child;
+#[path = "support/dialogue.rs"]
+mod dialogue;
+#[path = "support/door.rs"]
+mod door;
+#[path = "support/wire.rs"]
+mod wire;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use child::Child;
+use dialogue::Doors;
+use door::{Door, Start, tls_client};
+
+/// Dialogues at once: most of their time is waiting.
+const AT_ONCE: usize = 8;
+
+#[test]
+fn every_dialogue_holds_through_the_program() {
+    let dialogues = dialogue::all().unwrap_or_else(|why| panic!("{why}"));
+    let dialogues: Vec<_> = dialogues.into_iter().filter(|d| d.doors != Doors::Pure).collect();
+    let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some(dialogue) = dialogues.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let played = std::panic::catch_unwind(|| door::play(dialogue));
+                    let played = played.unwrap_or_else(|_| Err(format!("{}: the rig panicked", dialogue.name())));
+                    if let Err(why) = played {
+                        failures.lock().unwrap().push(why);
+                    }
+                }
+            });
+        }
+    });
+    let mut failures = failures.into_inner().unwrap();
+    failures.sort();
+    println!("{} dialogues through the program, {} failed", dialogues.len(), failures.len());
+    assert!(failures.is_empty(), "{} of {} failed:\n\n{}", failures.len(), dialogues.len(), failures.join("\n\n"));
+}
+
+/// The start of a session: greeting and EHLO.
+fn greet(door: &mut Door, child: &mut Child) {
+    child.send(b"220 mail.example ESMTP\r\n");
+    let client = door.client.as_mut().unwrap();
+    client.get(b"220 mail.example ESMTP\r\n").unwrap();
+    client.send(b"EHLO client.example\r\n");
+    child.get(b"EHLO client.example\r\n").unwrap();
+    child.send(b"250 mail.example\r\n");
+    client.get(b"250-mail.example\r\n250 STARTTLS\r\n").unwrap();
+}
+
+/// STARTTLS up to the 220.
+fn starttls(door: &mut Door) {
+    door.client.as_mut().unwrap().send(b"STARTTLS\r\n");
+    let backend = door.backend.wire().unwrap();
+    backend.send(b"220 secure.example ESMTP\r\n");
+    backend.get(b"EHLO client.example\r\n").unwrap();
+    backend.send(b"250 secure.example\r\n");
+    door.client.as_mut().unwrap().get(b"220 2.0.0 Ready to start TLS\r\n").unwrap();
+}
+
+#[test]
+fn child_has_the_environment_it_would_have_had_without_us() {
+    let ours = [("CERTFILE", "/nonexistent"), ("KEYFILE", "/x"), ("CADIR", "/y"), ("TLS_UID", "0"), ("TLS_GID", "0")];
+    let environment = [&ours[..], &[("RELAYCLIENT", ""), ("LANG", "C")]].concat();
+    let mut door = Door::open(&Start { environment: &environment, ..Start::default() });
+    let child = Child::accept(&door.puppets).unwrap_or_else(|why| panic!("{why}: {}", door.said()));
+    let names: Vec<&str> =
+        child.report.environment.iter().map(|line| line.split_once('=').map_or(line.as_str(), |(n, _)| n)).collect();
+    for name in ["PROTO", "TCPREMOTEIP", "TCPREMOTEPORT", "TCPLOCALIP", "RELAYCLIENT", "LANG"] {
+        assert!(names.contains(&name), "{name} is missing: {names:?}");
+    }
+    for name in ["CERTFILE", "KEYFILE", "CAFILE", "CADIR", "TLS_UID", "TLS_GID"] {
+        assert!(!names.contains(&name), "{name} is ours: {names:?}");
+    }
+    assert_eq!(child.report.arguments, "plain");
+    assert_eq!(child.report.folder, std::env::current_dir().unwrap().to_string_lossy());
+    door.client = None;
+}
+
+#[test]
+fn child_has_fds_0_to_2_and_an_empty_signal_mask() {
+    let door = Door::open(&Start::default());
+    let child = Child::accept(&door.puppets).unwrap_or_else(|why| panic!("{why}: {}", door.said()));
+    assert_eq!(child.report.fds, "0 1 2");
+    assert!(child.report.signals.contains("SigBlk:\t0000000000000000"), "{}", child.report.signals);
+}
+
+#[test]
+fn child_has_default_signal_dispositions() {
+    // Not by the puppet: Rust's start-up ignores SIGPIPE there.
+    let program = ["/bin/sh", "-c", "exec grep SigIgn /proc/self/status"];
+    let mut door = Door::open(&Start { program: Some(&program), ..Start::default() });
+    door.client.as_mut().unwrap().get(b"SigIgn:\t0000000000000000\n").unwrap();
+}
+
+#[test]
+fn a_program_that_cannot_be_started_is_a_421() {
+    for program in ["/nonexistent/smtpd", "/dev/null"] {
+        let mut door = Door::open(&Start { program: Some(&[program]), ..Start::default() });
+        let mut client = door.client.take().unwrap();
+        client.get(b"421 4.3.0 Mail server not available\r\n").unwrap();
+        assert_eq!(client.get_end(), Ok(wire::End::Clean));
+        drop(client);
+        assert_eq!(door.wait().unwrap().code(), Some(111), "{}", door.said());
+        assert!(door.said().contains(program), "stderr names the program: {}", door.said());
+    }
+}
+
+#[test]
+fn a_child_that_ignores_eof_and_sigterm_is_killed_and_delays_nobody() {
+    let mut door = Door::open(&Start { mode: "ignore-term", ..Start::default() });
+    let mut child = Child::accept(&door.puppets).unwrap();
+    greet(&mut door, &mut child);
+    starttls(&mut door);
+    let client = door.client.as_mut().unwrap();
+    client.secure(tls_client()).unwrap();
+    client.send(b"EHLO client.example\r\n");
+    door.backend.wire().unwrap().get(b"EHLO client.example\r\n").unwrap();
+    door.backend.wire().unwrap().send(b"250 secure.example\r\n");
+    client.get(b"250 secure.example\r\n").unwrap();
+    // Neither end of the child's pipes is closed by the child: only SIGKILL ends it, 5 + 5 seconds after the dismissal.
+    assert!(child.is_gone(std::time::Duration::from_secs(15)), "{}", door.said());
+    // The session has not noticed.
+    client.send(b"NOOP\r\n");
+    door.backend.wire().unwrap().get(b"NOOP\r\n").unwrap();
+}
+
+#[test]
+fn a_client_that_hurries_never_loses_its_client_hello() {
+    for _ in 0..100 {
+        let mut door = Door::open(&Start::default());
+        let mut child = Child::accept(&door.puppets).unwrap();
+        greet(&mut door, &mut child);
+        starttls(&mut door);
+        let client = door.client.as_mut().unwrap();
+        client.secure(tls_client()).unwrap();
+        client.send(b"QUIT\r\n");
+        door.backend.wire().unwrap().get(b"QUIT\r\n").unwrap();
+        child.exit(0);
+    }
+}
