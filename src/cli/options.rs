@@ -127,7 +127,8 @@ impl OptionSpec {
 /// The table.
 pub const OPTIONS: [OptionSpec; 31] = [
     valued(Id::Cert, "cert", "FILE", "", Group::Certificate, "our certificate chain, PEM").with_env("CERTFILE"),
-    valued(Id::Key, "key", "FILE", "the --cert file", Group::Certificate, "its private key, PEM").with_env("KEYFILE"),
+    valued(Id::Key, "key", "FILE", "the --cert file", Group::Certificate, "the private key of --cert, PEM")
+        .with_env("KEYFILE"),
     valued(
         Id::SelfSigned,
         "self-signed",
@@ -136,23 +137,23 @@ pub const OPTIONS: [OptionSpec; 31] = [
         Group::Certificate,
         "instead: a throw-away certificate for NAME, made in memory",
     ),
-    valued(
-        Id::BackendCa,
-        "backend-ca",
-        "FILE",
-        "",
-        Group::Backend,
-        "certificates that its own is checked against, PEM",
-    )
-    .with_env("CAFILE"),
+    valued(Id::BackendCa, "backend-ca", "FILE", "", Group::Backend, "certificates that HOST's is checked against, PEM")
+        .with_env("CAFILE"),
     variable(Id::CaDir, "CADIR", Group::Backend, "a directory of such certificates; not read with --backend-ca")
         .with_value("DIR"),
-    valued(Id::BackendName, "backend-name", "NAME", "HOST", Group::Backend, "the name that its certificate must bear"),
+    valued(
+        Id::BackendName,
+        "backend-name",
+        "NAME",
+        "HOST",
+        Group::Backend,
+        "the name that HOST's certificate must bear",
+    ),
     flag(
         Id::BackendInsecure,
         "backend-insecure",
         Group::Backend,
-        "do not check its certificate; HOST must be localhost or loopback",
+        "do not check HOST's certificate; only for localhost or loopback",
     ),
     valued(
         Id::BackendSource,
@@ -168,7 +169,7 @@ pub const OPTIONS: [OptionSpec; 31] = [
         "hello|all|none",
         "hello",
         Group::Backend,
-        "what it is told before the client speaks inside TLS",
+        "what HOST is told before the client speaks inside TLS",
     ),
     flag(Id::RequireTls, "require-tls", Group::Policy, "no TLS by the cutoff, no service (not for a public MX)"),
     valued(
@@ -185,8 +186,8 @@ pub const OPTIONS: [OptionSpec; 31] = [
     timeout(Id::SnoopTotal, "snoop-total", "600", "all snooping together"),
     timeout(Id::DialTimeout, "dial-timeout", "10", "connecting to HOST PORT"),
     timeout(Id::BackendHandshakeTimeout, "backend-handshake-timeout", "10", "TLS handshake with HOST PORT"),
-    timeout(Id::GreetingTimeout, "greeting-timeout", "30", "its greeting"),
-    timeout(Id::ReplayTimeout, "replay-timeout", "30", "its replies to the replay"),
+    timeout(Id::GreetingTimeout, "greeting-timeout", "30", "HOST's greeting"),
+    timeout(Id::ReplayTimeout, "replay-timeout", "30", "HOST's replies to the replay"),
     timeout(Id::HandshakeTimeout, "handshake-timeout", "30", "TLS handshake with the client"),
     timeout(Id::RelayTimeout, "relay-timeout", "1200", "silence once bytes are relayed"),
     timeout(Id::FarewellTimeout, "farewell-timeout", "5", "PROG's exit before SIGTERM, and again before SIGKILL"),
@@ -331,6 +332,13 @@ mod tests {
         for spec in &OPTIONS {
             assert!(synopsis(spec).len() + 2 <= MEANING_COLUMN, "{}", synopsis(spec));
         }
+    }
+
+    #[test]
+    fn the_readme_shows_this_table() {
+        let readme = include_str!("../../README.md");
+        let shown = readme.split("<!-- options -->\n").nth(1).and_then(|rest| rest.split("<!-- /options -->").next());
+        assert_eq!(shown, Some(help_markdown().as_str()));
     }
 
     #[test]
