@@ -1,0 +1,133 @@
+//! The wrapper in its usual place: under tcpserver, in front of mailfront, with stunnel and another mailfront as its backend.
+
+use std::ffi::OsString;
+use std::net::SocketAddrV4;
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::letter::Queue;
+use crate::stage::Stage;
+
+pub(crate) const MAILFRONT: [&str; 4] = ["mailfront", "smtp", "queuedir", "accept"];
+
+/// A certificate and its key, made by openssl.
+pub(crate) struct Identity {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+impl Identity {
+    /// Self-signed, for `localhost` and the stage's own address.
+    pub(crate) fn self_signed(stage: &Stage, name: &str) -> Self {
+        let alternatives = format!("subjectAltName=DNS:localhost,IP:{}", stage.unused_port().ip());
+        Self::made_by_openssl(stage, name, &["-subj", "/CN=localhost", "-addext", &alternatives])
+    }
+
+    /// For one DNS name, signed by `authority`.
+    pub(crate) fn signed(stage: &Stage, name: &str, dns: &str, authority: &Self) -> Self {
+        let alternatives = format!("subjectAltName=DNS:{dns}");
+        let (ca, ca_key) = (authority.certificate.to_string_lossy(), authority.key.to_string_lossy());
+        let constraints = ["-addext", "basicConstraints=critical,CA:FALSE"];
+        let options = [
+            "-subj",
+            "/CN=backend",
+            "-addext",
+            &alternatives,
+            "-CA",
+            &ca,
+            "-CAkey",
+            &ca_key,
+            constraints[0],
+            constraints[1],
+        ];
+        Self::made_by_openssl(stage, name, &options)
+    }
+
+    fn made_by_openssl(stage: &Stage, name: &str, options: &[&str]) -> Self {
+        let made =
+            Self { certificate: stage.path(&format!("{name}-cert.pem")), key: stage.path(&format!("{name}-key.pem")) };
+        let mut command = stage.command([
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+        ]);
+        command.args(options).arg("-keyout").arg(&made.key).arg("-out").arg(&made.certificate);
+        stage.run(&mut command, b"").succeeded("openssl req");
+        made
+    }
+}
+
+/// `starttls-wrapper --cert C --key K OPTIONS... HOST PORT PROG...`
+pub(crate) fn wrapper(identity: &Identity, options: &[&str], backend: SocketAddrV4, prog: &[&str]) -> Vec<OsString> {
+    let mut argv: Vec<OsString> = vec![env!("CARGO_BIN_EXE_starttls-wrapper").into()];
+    argv.extend(["--cert".into(), identity.certificate.clone().into(), "--key".into(), identity.key.clone().into()]);
+    argv.extend(options.iter().map(OsString::from));
+    argv.extend([backend.ip().to_string().into(), backend.port().to_string().into()]);
+    argv.extend(prog.iter().map(OsString::from));
+    argv
+}
+
+/// tcpserver with this command for every connection; its log, and all that its sessions write to stderr, is `NAME.log`.
+#[track_caller]
+pub(crate) fn tcpserver(stage: &Stage, name: &str, argv: &[OsString], queue: &Queue) -> SocketAddrV4 {
+    tcpserver_with(stage, name, &[], argv, |command| {
+        command.env("QUEUEDIR", queue.folder());
+    })
+}
+
+/// The same with options for tcpserver and whatever else `prepare` does to its command.
+#[track_caller]
+pub(crate) fn tcpserver_with(
+    stage: &Stage,
+    name: &str,
+    options: &[&str],
+    argv: &[OsString],
+    prepare: impl FnOnce(&mut Command),
+) -> SocketAddrV4 {
+    let at = stage.unused_port();
+    let mut command = stage.command(["tcpserver", "-v", "-H", "-R", "-l", "front.example"]);
+    command.args(options).arg(at.ip().to_string()).arg(at.port().to_string()).args(argv);
+    prepare(&mut command);
+    stage.start(name, &mut command, at);
+    at
+}
+
+/// The usual place, whole: what most tests need.
+pub(crate) struct Front {
+    pub(crate) stage: Stage,
+    pub(crate) identity: Identity,
+    /// Where clients connect.
+    pub(crate) at: SocketAddrV4,
+    /// What went to the plaintext child.
+    pub(crate) child: Queue,
+    /// What went through TLS to the backend.
+    pub(crate) backend: Queue,
+}
+
+impl Front {
+    pub(crate) fn new(options: &[&str]) -> Self {
+        let stage = Stage::new();
+        let identity = Identity::self_signed(&stage, "own");
+        let (child, backend) = (Queue::new(&stage, "child"), Queue::new(&stage, "backend"));
+        let server = crate::backends::stunnel(&stage, &identity, "TLSv1.3", &backend);
+        let argv = wrapper(&identity, options, server, &MAILFRONT);
+        let at = tcpserver(&stage, "front", &argv, &child);
+        Self { stage, identity, at, child, backend }
+    }
+
+    /// The letter arrived, the right way; every session is over and left nothing behind.
+    #[track_caller]
+    pub(crate) fn delivered(&self, through_tls: bool, letter: &[u8]) {
+        let (there, not_there) = if through_tls { (&self.backend, &self.child) } else { (&self.child, &self.backend) };
+        there.holds(letter);
+        not_there.is_empty();
+        self.stage.wait_until_childless("front");
+    }
+}

@@ -1,0 +1,131 @@
+//! The servers that start one wrapper per connection, tcpserver aside (all other tests run under it): inetd, systemd, and anything else
+//! that hands over one socket.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+
+use crate::backends::stunnel;
+use crate::clients::{Mode, swaks};
+use crate::front::{Identity, MAILFRONT, wrapper};
+use crate::letter::{Queue, letter};
+use crate::stage::{PATIENCE, Stage, wait_for};
+
+/// A front that something else than tcpserver starts: the wrapper as a shell script, since inetd takes neither environment nor long lines.
+struct Supervised {
+    stage: Stage,
+    identity: Identity,
+    child: Queue,
+    backend: Queue,
+    script: String,
+}
+
+impl Supervised {
+    fn new() -> Self {
+        let stage = Stage::new();
+        let identity = Identity::self_signed(&stage, "own");
+        let (child, backend) = (Queue::new(&stage, "child"), Queue::new(&stage, "backend"));
+        let server = stunnel(&stage, &identity, "TLSv1.3", &backend);
+        let words: Vec<String> = wrapper(&identity, &["-v"], server, &MAILFRONT)
+            .iter()
+            .map(|word| format!("'{}'", word.display()))
+            .collect();
+        let text = format!(
+            "#!/bin/sh\nPATH=/usr/sbin:/usr/bin:/bin QUEUEDIR='{}' exec {}\n",
+            child.folder().display(),
+            words.join(" ")
+        );
+        let script = stage.write("wrapped", text);
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("chmod");
+        let script = script.to_string_lossy().into_owned();
+        Self { stage, identity, child, backend, script }
+    }
+
+    #[track_caller]
+    fn delivers_both_ways(&self, at: std::net::SocketAddrV4) {
+        let (clear, secret) = (letter("in-clear"), letter("through-tls"));
+        swaks(&self.stage, at, Mode::Clear, &self.identity, &clear);
+        self.child.holds(&clear);
+        swaks(&self.stage, at, Mode::Tls13, &self.identity, &secret);
+        self.backend.holds(&secret);
+    }
+}
+
+#[test]
+fn inetd_starts_it() {
+    let front = Supervised::new();
+    let at = front.stage.unused_port();
+    // In debugging mode it stays in the foreground; fds 0, 1 and 2 of the service are the socket.
+    let line = format!("{}:{} stream tcp nowait root {} wrapped\n", at.ip(), at.port(), front.script);
+    let configuration = front.stage.write("inetd.conf", line);
+    let inetd = concat!(env!("CARGO_MANIFEST_DIR"), "/target/mta/root/usr/sbin/inetd");
+    crate::stage::needs_root();
+    front.stage.start("inetd", front.stage.command([inetd, "-d"]).arg(configuration), at);
+    front.delivers_both_ways(at);
+}
+
+#[test]
+fn systemd_starts_it() {
+    let front = Supervised::new();
+    let at = front.stage.unused_port();
+    let mut command = front.stage.command(["systemd-socket-activate", "--accept", "--inetd"]);
+    command.arg(format!("--listen={}:{}", at.ip(), at.port())).arg(&front.script);
+    front.stage.start("systemd", &mut command, at);
+    front.delivers_both_ways(at);
+}
+
+/// inetd makes fd 2 the client's connection as well. What we have to say must not get into the dialogue.
+#[test]
+fn a_log_on_the_clients_own_socket_is_not_written() {
+    let front = Supervised::new();
+    let (mut client, server) = connected();
+    let copy = |fd: &TcpStream| OwnedFd::from(fd.try_clone().expect("dup"));
+    let mut command = front.stage.command([&front.script]);
+    command.stdin(copy(&server)).stdout(copy(&server)).stderr(copy(&server));
+    let mut session = command.spawn().expect("the wrapper");
+    drop((command, server));
+    // A second attempt at TLS and an injection: things that the log has something to say about.
+    client.write_all(b"EHLO a\r\nSTARTTLS x\r\nNOOP\0\r\nSTARTTLS\r\nNOOP\r\n").expect("write");
+    let mut dialogue = String::new();
+    client.read_to_string(&mut dialogue).expect("replies");
+    let status = wait_for("the session to end", || session.try_wait().expect("wait"));
+    for line in dialogue.lines() {
+        let code_and_separator = line
+            .as_bytes()
+            .get(..4)
+            .is_some_and(|code| code[..3].iter().all(u8::is_ascii_digit) && b" -".contains(&code[3]));
+        assert!(code_and_separator, "no reply: {line:?} in\n{dialogue}");
+    }
+    assert!(dialogue.ends_with("421 4.7.0 Bytes after STARTTLS, closing connection\r\n"), "{dialogue}");
+    assert_eq!(status.code(), Some(1), "the client broke the rules");
+}
+
+/// A UCSPI server may hand over two pipes instead of a socket.
+#[test]
+fn two_pipes_serve_as_well_as_a_socket() {
+    let front = Supervised::new();
+    let (child_reads, mut to_wrapper) = std::io::pipe().expect("pipe");
+    let (mut from_wrapper, child_writes) = std::io::pipe().expect("pipe");
+    let log = File::create(front.stage.path("front.log")).expect("a log");
+    let mut command = front.stage.command([&front.script]);
+    command.stdin(child_reads).stdout(child_writes).stderr(log);
+    let mut session = command.spawn().expect("the wrapper");
+    drop(command);
+    let text = letter("pipes");
+    to_wrapper.write_all(&crate::letter::pipelined_session(&text)).expect("write");
+    let mut replies = String::new();
+    from_wrapper.read_to_string(&mut replies).expect("replies");
+    let status = wait_for("the session to end", || session.try_wait().expect("wait"));
+    assert!(replies.contains("STARTTLS") && replies.ends_with("221 2.0.0 Good bye.\r\n"), "{replies}");
+    assert_eq!(status.code(), Some(0), "{}", front.stage.log("front"));
+    front.child.holds(&text);
+}
+
+/// Both ends of a connection.
+fn connected() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let client = TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
+    client.set_read_timeout(Some(PATIENCE)).expect("time-out");
+    (client, listener.accept().expect("accept").0)
+}
