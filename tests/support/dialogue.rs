@@ -90,6 +90,8 @@ pub(crate) struct Dialogue {
     /// Whether a certificate is configured.
     pub(crate) certificate: bool,
     pub(crate) doors: Doors,
+    /// Whether the outcome depends on what comes together, so that no segment may be cut.
+    pub(crate) whole: bool,
     pub(crate) steps: Vec<Step>,
     /// The exit code and the line that demands it.
     pub(crate) exit: Option<(usize, i32)>,
@@ -149,6 +151,7 @@ pub(crate) fn parse(path: &Path, text: &str) -> Result<Dialogue, Malformed> {
         options: Vec::new(),
         certificate: true,
         doors: Doors::All,
+        whole: false,
         steps: Vec::new(),
         exit: None,
     };
@@ -218,6 +221,7 @@ fn read_header(dialogue: &mut Dialogue, head: &str, rest: &str) -> Result<(), St
         ("options", _) => dialogue.options = rest.split_whitespace().map(str::to_owned).collect(),
         ("cert", "none") => dialogue.certificate = false,
         ("doors", "pure") => dialogue.doors = Doors::Pure,
+        ("segments", "whole") => dialogue.whole = true,
         ("doors", "real") => dialogue.doors = Doors::Real,
         _ => return Err(format!("no such header: {head}: {rest}")),
     }

@@ -1,0 +1,102 @@
+//! Every dialogue through the pure session, in simulated time: whole, octet by octet, cut in two at every place, and cut
+//! at random, always with the same outcome.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
+
+#[path = "support/dialogue.rs"]
+mod dialogue;
+#[path = "support/pure.rs"]
+mod pure;
+
+use std::path::Path;
+
+use dialogue::{Deed, Dialogue, Doors};
+use pure::{Cut, play};
+
+fn dialogues() -> Vec<Dialogue> {
+    let dialogues = dialogue::all().unwrap_or_else(|why| panic!("{why}"));
+    dialogues.into_iter().filter(|d| d.doors != Doors::Real).collect()
+}
+
+/// Plays each dialogue with all the cuts that `cuts` gives for it; the first failure of each counts.
+fn hold(how: &str, cuts: impl Fn(&Dialogue) -> Vec<Cut>) {
+    let (dialogues, mut runs, mut failures) = (dialogues(), 0, Vec::new());
+    for dialogue in &dialogues {
+        for cut in cuts(dialogue) {
+            runs += 1;
+            if let Err(why) = play(dialogue, cut) {
+                failures.push(why);
+                break;
+            }
+        }
+    }
+    println!("{} dialogues {how}, {runs} runs, {} failed", dialogues.len(), failures.len());
+    assert!(failures.is_empty(), "{} of {} failed {how}:\n\n{}", failures.len(), dialogues.len(), failures.join("\n\n"));
+}
+
+/// The dialogues whose outcome does not depend on what comes together.
+fn if_cuttable(dialogue: &Dialogue, cuts: Vec<Cut>) -> Vec<Cut> {
+    if dialogue.whole { Vec::new() } else { cuts }
+}
+
+#[test]
+fn every_dialogue_holds() {
+    hold("whole", |_| vec![Cut::Whole]);
+}
+
+#[test]
+fn every_dialogue_holds_octet_by_octet() {
+    hold("octet by octet", |dialogue| if_cuttable(dialogue, vec![Cut::Octets]));
+}
+
+#[test]
+fn every_dialogue_holds_cut_at_random() {
+    hold("cut at random", |dialogue| if_cuttable(dialogue, (1..=50).map(Cut::Random).collect()));
+}
+
+#[test]
+fn every_dialogue_holds_cut_in_two_anywhere() {
+    hold("cut in two", |dialogue| if_cuttable(dialogue, two_way_cuts(dialogue)));
+}
+
+/// Every place in every segment; in segments of many kilobytes the places near their ends and a few between.
+fn two_way_cuts(dialogue: &Dialogue) -> Vec<Cut> {
+    const EVERYWHERE: usize = 2000;
+    let mut cuts = Vec::new();
+    let segments = dialogue.steps.iter().filter_map(|step| match &step.deed {
+        Deed::Sends(_, octets) => Some(octets.len()),
+        _ => None,
+    });
+    for (segment, length) in segments.enumerate() {
+        let places = (1..length).filter(|at| length <= EVERYWHERE || *at < 50 || length - at < 50 || at % 4093 < 10);
+        cuts.extend(places.map(|at| Cut::InTwo { segment, at }));
+    }
+    cuts
+}
+
+fn refusal(text: &str) -> String {
+    dialogue::parse(Path::new("x.txt"), text).map_or_else(|why| why.to_string(), |_| "read".to_owned())
+}
+
+#[test]
+fn a_malformed_dialogue_is_refused_with_its_line() {
+    let head = "# A claim.\n# source: somewhere\n";
+    assert_eq!(refusal(&format!("{head}C: NOOP\n")), "read");
+    assert!(refusal("C: NOOP\n").starts_with("x.txt:1: "));
+    assert!(refusal("# A claim.\nC: NOOP\n").starts_with("x.txt:2: "));
+    for wrong in ["Q: x", "C: \\q", "C: \\x4", "C: \\*3x", "! client-gone", "= exit x", "doors: open", "nonsense", "! wait x"] {
+        assert!(refusal(&format!("{head}C: NOOP\n{wrong}\n")).starts_with("x.txt:4: "), "{wrong}");
+    }
+    assert!(refusal(&format!("{head}C: NOOP\n= exit 0\nC: NOOP\n")).starts_with("x.txt:5: "));
+    assert!(refusal(&format!("{head}C: NOOP\noptions: -v\n")).starts_with("x.txt:4: "));
+}
+
+#[test]
+fn texts_are_read_as_the_format_says() {
+    let text = "# A claim.\n# source: somewhere\noptions: --replay none\ncert: none\nC: a\\tb\\x00\\\\c\nC: \\*3{x\\n}y\\c\nS:  z \n= exit 9\n";
+    let dialogue = dialogue::parse(Path::new("x.txt"), text).unwrap();
+    let deeds: Vec<_> = dialogue.steps.iter().map(|step| &step.deed).collect();
+    let sent = b"a\tb\0\\c\r\nx\nx\nx\ny".to_vec();
+    let got = b" z \r\n".to_vec();
+    assert_eq!(deeds, [&Deed::Sends(dialogue::Side::Client, sent), &Deed::Gets(dialogue::Side::Client, got)]);
+    assert_eq!((dialogue.options.join(" "), dialogue.certificate, dialogue.exit), ("--replay none".to_owned(), false, Some((8, 9))));
+}
