@@ -50,7 +50,9 @@ impl TlsError {
     pub(super) fn from_rustls(error: rustls::Error, started: bool) -> Self {
         use rustls::Error as E;
         match error {
-            E::InvalidMessage(InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion) if !started => {
+            E::InvalidMessage(InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion)
+                if !started =>
+            {
                 Self::NotTls(error)
             }
             E::AlertReceived(alert) => Self::PeerAlert(alert),
@@ -75,17 +77,25 @@ impl fmt::Display for TlsError {
         match self {
             Self::NotTls(error) => write!(f, "the peer does not speak TLS ({error})"),
             Self::PeerAlert(alert) => write!(f, "the peer sent the alert {alert:?}"),
-            Self::Untrusted(CertificateError::Other(OtherError(reason))) => write!(f, "certificate not trusted: {reason}"),
+            Self::Untrusted(CertificateError::Other(OtherError(reason))) => {
+                write!(f, "certificate not trusted: {reason}")
+            }
             Self::Untrusted(reason) => write!(f, "certificate not trusted: {reason}"),
             Self::NoProtocolOverlap => f.write_str("the peer wants another protocol than SMTP (ALPN)"),
             Self::Version(reason) => write!(f, "neither TLS 1.2 nor 1.3 in common ({reason:?})"),
-            Self::Incompatible(reason) => write!(f, "nothing in common to encrypt with ({reason:?})"),
+            Self::Incompatible(reason) => {
+                write!(f, "nothing in common to encrypt with ({reason:?})")
+            }
             Self::BadRecord => f.write_str("a record does not decrypt"),
             Self::Protocol(error) => write!(f, "protocol violation: {error}"),
-            Self::HandshakeTooLarge => write!(f, "an unfinished handshake message filled the buffer (at least {HANDSHAKE_CAP} octets)"),
+            Self::HandshakeTooLarge => {
+                write!(f, "an unfinished handshake message filled the buffer (at least {HANDSHAKE_CAP} octets)")
+            }
             Self::KeysExhausted => f.write_str("the TLS 1.2 keys are used up"),
             Self::Panicked(message) => write!(f, "bug: the TLS engine panicked: {message}"),
-            Self::Unexpected(state) => write!(f, "bug: unexpected state of the TLS engine: {state}"),
+            Self::Unexpected(state) => {
+                write!(f, "bug: unexpected state of the TLS engine: {state}")
+            }
             Self::NotReady => f.write_str("the handshake is not far enough to send data"),
             Self::AfterClose => f.write_str("data sent after our close_notify"),
             Self::Setup(error) => write!(f, "TLS configuration: {error}"),

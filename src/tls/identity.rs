@@ -10,7 +10,7 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
-use rustls::{CertificateError, InconsistentKeys, RootCertStore};
+use rustls::{InconsistentKeys, RootCertStore};
 use std::fmt;
 use std::sync::Arc;
 use zeroize::Zeroizing;
@@ -33,7 +33,7 @@ impl Identity {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| IdentityError::CertificatePem(pem_fault(&error)))?;
         let leaf = chain.first().ok_or(IdentityError::NoCertificate)?;
-        check_dates(leaf, now)?;
+        check_dates(leaf, now).map_err(IdentityError::from_leaf)?;
         let key = match PrivateKeyDer::from_pem_slice(key_pem) {
             Ok(key) => Zeroizing::new(key),
             Err(pem::Error::NoItemsFound) if contains(key_pem, b"-----BEGIN ENCRYPTED PRIVATE KEY-----") => {
@@ -47,7 +47,7 @@ impl Identity {
         let same_key = public_key_octets(&spki).is_some_and(|public| contains(key.secret_der(), public));
         let identity = Self { chain, key };
         if !same_key {
-            identity.certified_key().map_err(IdentityError::from_rustls)?;
+            identity.certified_key().map_err(IdentityError::from_key)?;
         }
         Ok(identity)
     }
@@ -116,7 +116,16 @@ pub enum IdentityError {
 }
 
 impl IdentityError {
-    fn from_rustls(error: rustls::Error) -> Self {
+    fn from_leaf(error: rustls::Error) -> Self {
+        use rustls::CertificateError as C;
+        match error {
+            rustls::Error::InvalidCertificate(C::Expired | C::ExpiredContext { .. }) => Self::Expired,
+            rustls::Error::InvalidCertificate(C::NotValidYet | C::NotValidYetContext { .. }) => Self::NotYetValid,
+            other => Self::Certificate(other),
+        }
+    }
+
+    fn from_key(error: rustls::Error) -> Self {
         match error {
             rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => Self::KeyMismatch,
             other => Self::Key(other),
@@ -144,21 +153,22 @@ impl fmt::Display for IdentityError {
 
 impl std::error::Error for IdentityError {}
 
-/// Holds the dates of a certificate against `now`.
+/// Holds the dates of a certificate against `now`; any error is a `rustls::Error::InvalidCertificate`.
 ///
 /// webpki looks at the dates before anything that depends on an issuer, so with no issuer at all every other outcome means that the
 /// dates are good. (The tests pin that order.)
-pub(super) fn check_dates(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), IdentityError> {
-    let parsed = ParsedCertificate::try_from(certificate).map_err(IdentityError::Certificate)?;
+pub(super) fn check_dates(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), rustls::Error> {
+    use rustls::CertificateError as C;
+    let parsed = ParsedCertificate::try_from(certificate)?;
     let algorithms = provider().signature_verification_algorithms.all;
     match verify_server_cert_signed_by_trust_anchor(&parsed, &RootCertStore::empty(), &[], now, algorithms) {
-        Err(rustls::Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. })) => {
-            Err(IdentityError::Expired)
-        }
-        Err(rustls::Error::InvalidCertificate(CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. })) => {
-            Err(IdentityError::NotYetValid)
-        }
-        Err(error @ rustls::Error::InvalidCertificate(CertificateError::BadEncoding)) => Err(IdentityError::Certificate(error)),
+        Err(rustls::Error::InvalidCertificate(
+            reason @ (C::Expired
+            | C::ExpiredContext { .. }
+            | C::NotValidYet
+            | C::NotValidYetContext { .. }
+            | C::BadEncoding),
+        )) => Err(reason.into()),
         _ => Ok(()),
     }
 }
@@ -294,9 +304,11 @@ mod tests {
 
     #[test]
     fn refuses_expired_and_not_yet_valid_certificates_although_nobody_signed_them() {
-        let (certificate, key) = pair(&rcgen::PKCS_ECDSA_P256_SHA256, |request| request.not_after = date_time_ymd(2029, 12, 31));
+        let (certificate, key) =
+            pair(&rcgen::PKCS_ECDSA_P256_SHA256, |request| request.not_after = date_time_ymd(2029, 12, 31));
         assert!(matches!(Identity::from_pem(&certificate, &key, NOW), Err(IdentityError::Expired)));
-        let (certificate, key) = pair(&rcgen::PKCS_ECDSA_P256_SHA256, |request| request.not_before = date_time_ymd(2030, 1, 2));
+        let (certificate, key) =
+            pair(&rcgen::PKCS_ECDSA_P256_SHA256, |request| request.not_before = date_time_ymd(2030, 1, 2));
         assert!(matches!(Identity::from_pem(&certificate, &key, NOW), Err(IdentityError::NotYetValid)));
         let (certificate, key) = pair(&rcgen::PKCS_ECDSA_P256_SHA256, |request| {
             request.not_before = date_time_ymd(2029, 12, 31);
@@ -327,7 +339,10 @@ mod tests {
         damaged[60] = b'!';
         let text = Identity::from_pem(&certificate, &damaged, NOW).unwrap_err().to_string();
         assert_eq!(text, "key: damaged base64 in a PEM section");
-        assert_eq!(format!("{:?}", Identity::from_pem(&certificate, &key, NOW).unwrap()), "Identity { certificates: 1, .. }");
+        assert_eq!(
+            format!("{:?}", Identity::from_pem(&certificate, &key, NOW).unwrap()),
+            "Identity { certificates: 1, .. }"
+        );
     }
 
     #[test]

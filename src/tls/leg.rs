@@ -11,8 +11,8 @@ use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::pki_types::ServerName;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
-    ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError, UnbufferedConnectionCommon, UnbufferedStatus,
-    WriteTraffic,
+    ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError, UnbufferedConnectionCommon,
+    UnbufferedStatus, WriteTraffic,
 };
 use rustls::{ClientConfig, CommonState, ProtocolVersion, ServerConfig};
 use std::any::Any;
@@ -168,7 +168,7 @@ impl Leg {
     }
 
     /// Whether the peer's close_notify was seen: all it sent has been delivered. The end of the TCP stream without it is a
-    /// truncation; only the caller sees that end.
+    /// truncation; only the caller sees that end. Before the handshake is done no close_notify counts, since nobody signed it.
     pub fn peer_closed(&self) -> bool {
         self.wire.peer_closed
     }
@@ -189,9 +189,10 @@ impl Leg {
                 None => "none",
             },
             // rustls writes TLS13_AES_256_GCM_SHA384 where IANA has TLS_AES_256_GCM_SHA384.
-            suite: common
-                .negotiated_cipher_suite()
-                .map_or_else(|| "none".to_owned(), |suite| format!("{:?}", suite.suite()).replacen("TLS13_", "TLS_", 1)),
+            suite: common.negotiated_cipher_suite().map_or_else(
+                || "none".to_owned(),
+                |suite| format!("{:?}", suite.suite()).replacen("TLS13_", "TLS_", 1),
+            ),
             group: common.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name())),
             alpn: common.alpn_protocol().map(<[u8]>::to_vec),
             sni: self.sni.clone(),
@@ -295,61 +296,53 @@ fn advance<C: Connection>(connection: &mut C, wire: &mut Wire, mut task: Task<'_
         };
         let UnbufferedStatus { mut discard, state } = connection.records(held);
         let done = match state {
-            Ok(ConnectionState::ReadTraffic(mut traffic)) => {
-                let Task::Receive(sink) = &mut task else {
-                    return Err(TlsError::Unexpected("plaintext while sending"));
-                };
-                while let Some(record) = traffic.next_record() {
-                    let record = record.map_err(|error| TlsError::from_rustls(error, true))?;
-                    discard += record.discard;
-                    sink(record.payload);
-                }
-                false
-            }
-            Ok(ConnectionState::EncodeTlsData(mut message)) => {
-                encode(&mut message, &mut wire.outgoing)?;
-                false
-            }
+            Ok(ConnectionState::ReadTraffic(mut traffic)) => match &mut task {
+                Task::Receive(sink) => loop {
+                    match traffic.next_record() {
+                        Some(Ok(record)) => {
+                            discard += record.discard;
+                            sink(record.payload);
+                        }
+                        Some(Err(error)) => break Err(TlsError::from_rustls(error, true)),
+                        None => break Ok(false),
+                    }
+                },
+                Task::Send(_) | Task::Close => Err(TlsError::Unexpected("plaintext while sending")),
+            },
+            Ok(ConnectionState::EncodeTlsData(mut message)) => encode(&mut message, &mut wire.outgoing).map(|()| false),
             Ok(ConnectionState::TransmitTlsData(transmission)) => {
                 // Queued is as good as sent: the queue keeps the order.
                 transmission.done();
-                false
+                Ok(false)
             }
             Ok(ConnectionState::PeerClosed) => {
                 wire.peer_closed = true;
-                false
+                Ok(false)
             }
-            Ok(ConnectionState::WriteTraffic(mut traffic)) => {
-                let written = match &task {
-                    Task::Receive(_) => Ok(()),
-                    Task::Send(plaintext) => encrypt(&mut traffic, plaintext, &mut wire.outgoing),
-                    Task::Close => close(&mut traffic, &mut wire.outgoing),
-                };
-                if let Err(error) = written {
-                    wire.incoming.discard(discard);
-                    drain_alert(connection, wire);
-                    return Err(error);
-                }
-                true
-            }
+            Ok(ConnectionState::WriteTraffic(mut traffic)) => match &task {
+                Task::Receive(_) => Ok(true),
+                Task::Send(plaintext) => encrypt(&mut traffic, plaintext, &mut wire.outgoing).map(|()| true),
+                Task::Close => close(&mut traffic, &mut wire.outgoing).map(|()| true),
+            },
             Ok(ConnectionState::BlockedHandshake) => match task {
-                Task::Receive(_) => true,
-                Task::Send(_) | Task::Close => return Err(TlsError::NotReady),
+                Task::Receive(_) => Ok(true),
+                Task::Send(_) | Task::Close => Err(TlsError::NotReady),
             },
             Ok(ConnectionState::Closed) => match task {
-                Task::Receive(_) => true,
-                Task::Send(_) | Task::Close => return Err(TlsError::AfterClose),
+                Task::Receive(_) => Ok(true),
+                Task::Send(_) | Task::Close => Err(TlsError::AfterClose),
             },
-            Ok(_) => return Err(TlsError::Unexpected("early data, or a state of a later rustls")),
+            Ok(_) => Err(TlsError::Unexpected("early data, or a state of a later rustls")),
+            Err(error) => Err(TlsError::from_rustls(error, connection.protocol_version().is_some())),
+        };
+        wire.incoming.discard(discard);
+        match done {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
             Err(error) => {
-                let error = TlsError::from_rustls(error, connection.protocol_version().is_some());
                 drain_alert(connection, wire);
                 return Err(error);
             }
-        };
-        wire.incoming.discard(discard);
-        if done {
-            return Ok(());
         }
     }
 }
@@ -381,7 +374,9 @@ fn encode<D>(message: &mut EncodeTlsData<'_, D>, outgoing: &mut Outgoing) -> Res
             Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) if required_size > needed => {
                 needed = required_size;
             }
-            Err(_) => return Err(TlsError::Unexpected("a handshake message that cannot be encoded")),
+            Err(_) => {
+                return Err(TlsError::Unexpected("a handshake message that cannot be encoded"));
+            }
         }
     }
 }
@@ -411,7 +406,9 @@ fn write_traffic(
             Err(EncryptError::InsufficientSize(InsufficientSizeError { required_size })) if required_size > needed => {
                 needed = required_size;
             }
-            Err(EncryptError::InsufficientSize(_)) => return Err(TlsError::Unexpected("a record that never fits")),
+            Err(EncryptError::InsufficientSize(_)) => {
+                return Err(TlsError::Unexpected("a record that never fits"));
+            }
             Err(EncryptError::EncryptExhausted) => return Err(TlsError::KeysExhausted),
         }
     }

@@ -16,7 +16,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use super::identity::{IdentityError, check_dates};
+use super::identity::check_dates;
 
 /// Whom we believe to be the backend.
 #[derive(Clone, Debug)]
@@ -107,11 +107,7 @@ impl Verifier {
         }
         let parsed = ParsedCertificate::try_from(leaf)?;
         if loaded.listed.iter().any(|listed| listed == leaf) {
-            check_dates(leaf, now).map_err(|error| match error {
-                IdentityError::Expired => CertificateError::Expired.into(),
-                IdentityError::NotYetValid => CertificateError::NotValidYet.into(),
-                _ => rustls::Error::from(CertificateError::BadEncoding),
-            })?;
+            check_dates(leaf, now)?;
         } else {
             let algorithms = self.provider.signature_verification_algorithms.all;
             verify_server_cert_signed_by_trust_anchor(&parsed, &loaded.store, intermediates, now, algorithms)?;
@@ -183,4 +179,27 @@ impl std::error::Error for NoRoots {}
 
 fn other(error: NoRoots) -> rustls::Error {
     CertificateError::Other(OtherError(Arc::new(error))).into()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::identity::Identity;
+    use super::super::setup::{provider, server_name};
+    use super::*;
+
+    #[test]
+    fn our_own_leaf_never_costs_the_reading_of_roots() {
+        let own = Identity::self_signed("mx.example").unwrap();
+        let stranger = Identity::self_signed("mx.example").unwrap();
+        let name = server_name("mx.example").unwrap();
+        let own_leaf = Some(own.leaf().clone());
+        let trust = Trust { own_leaf, roots: Roots::System, name: name.clone(), insecure: false };
+        let verifier = Verifier::new(trust, provider().clone());
+        let verdict = |leaf: &Identity| verifier.verify_server_cert(leaf.leaf(), &[], &name, &[], UnixTime::now());
+        assert!(verdict(&own).is_ok());
+        assert!(verifier.loaded.get().is_none());
+        assert!(verdict(&stranger).is_err());
+        assert!(verifier.loaded.get().is_some());
+    }
 }
