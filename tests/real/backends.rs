@@ -3,8 +3,8 @@
 
 use std::net::SocketAddrV4;
 
-use crate::clients::{Mode, curl, swaks, swaks_if_tls};
-use crate::front::{Front, Identity, MAILFRONT, tcpserver, wrapper};
+use crate::clients::{Mode, swaks, swaks_if_tls};
+use crate::front::{Identity, MAILFRONT, sessions_ended_well, tcpserver, wrapper};
 use crate::jail;
 use crate::letter::{Queue, letter, maildir_holds};
 use crate::stage::Stage;
@@ -58,7 +58,7 @@ fn takes_a_letter_with(
     child.is_empty();
     swaks(stage, at, Mode::Clear, identity, &clear);
     child.holds(&clear);
-    stage.wait_until_childless("front");
+    sessions_ended_well(stage);
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn a_backend_that_is_not_there_costs_a_454_and_not_the_session() {
     let nobody = stage.unused_port();
     let at = tcpserver(&stage, "front", &wrapper(&identity, &[], nobody, &MAILFRONT), &child);
     refuses_starttls_and_serves_in_clear(&stage, at, &child);
-    stage.wait_until_childless("front");
+    sessions_ended_well(&stage);
 }
 
 #[test]
@@ -186,15 +186,4 @@ fn refuses_starttls_and_serves_in_clear(stage: &Stage, at: SocketAddrV4, child: 
     let output = swaks_if_tls(stage, at, &letter("in-clear"));
     assert!(output.contains("454 4.7.0 TLS not available"), "{output}");
     assert_eq!(child.entries().len(), before + 1, "{output}");
-}
-
-#[test]
-fn a_letter_of_many_megabytes_arrives_whole_both_ways() {
-    let front = Front::new(&[]);
-    let long = crate::letter::long_letter("long", 24 << 20);
-    curl(&front.stage, front.at, Mode::Clear, &front.identity, &long);
-    front.child.holds(&long);
-    curl(&front.stage, front.at, Mode::Tls13, &front.identity, &long);
-    front.backend.holds(&long);
-    front.stage.wait_until_childless("front");
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::letter::Queue;
-use crate::stage::Stage;
+use crate::stage::{Stage, wait_for};
 
 pub(crate) const MAILFRONT: [&str; 4] = ["mailfront", "smtp", "queuedir", "accept"];
 
@@ -62,6 +62,19 @@ impl Identity {
         stage.run(&mut command, b"").succeeded("openssl req");
         made
     }
+}
+
+/// Every session of the front is over with exit code 0 and left no process behind, neither a wrapper nor its child.
+#[track_caller]
+pub(crate) fn sessions_ended_well(stage: &Stage) {
+    stage.wait_until_childless("front");
+    wait_for("the last child to end", || {
+        let left = [stage.processes_named("starttls-wrapp"), stage.processes_named("mailfront")].concat();
+        left.is_empty().then_some(())
+    });
+    let log = stage.log("front");
+    let mut ends = log.lines().filter(|line| line.starts_with("tcpserver: end ")).peekable();
+    assert!(ends.peek().is_some() && ends.all(|line| line.ends_with(" status 0")), "{log}");
 }
 
 /// `starttls-wrapper --cert C --key K OPTIONS... HOST PORT PROG...`
@@ -128,6 +141,6 @@ impl Front {
         let (there, not_there) = if through_tls { (&self.backend, &self.child) } else { (&self.child, &self.backend) };
         there.holds(letter);
         not_there.is_empty();
-        self.stage.wait_until_childless("front");
+        sessions_ended_well(&self.stage);
     }
 }

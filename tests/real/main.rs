@@ -14,5 +14,6 @@ mod injection;
 mod jail;
 mod letter;
 mod privileges;
+mod relay;
 mod stage;
 mod supervisors;

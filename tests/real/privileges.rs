@@ -128,8 +128,8 @@ fn the_wrapper_gives_up_what_the_child_keeps() {
         client.read_exact(&mut octet).expect("a reply");
         reply.push(octet[0]);
     }
-    let wrapper = stage.process_named("starttls-wrapp");
-    let child = stage.process_named("mailfront");
+    let [wrapper] = stage.processes_named("starttls-wrapp")[..] else { panic!("one wrapper") };
+    let [child] = stage.processes_named("mailfront")[..] else { panic!("one child") };
     let field = |pid: i32, name: &str| {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
         status

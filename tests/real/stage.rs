@@ -171,16 +171,13 @@ impl Stage {
         });
     }
 
-    /// The one process of this stage whose name, as the kernel cuts it at 15 octets, begins so.
-    #[track_caller]
-    pub(crate) fn process_named(&self, name: &str) -> i32 {
+    /// The processes of this stage whose name, as the kernel cuts it at 15 octets, begins so.
+    pub(crate) fn processes_named(&self, name: &str) -> Vec<i32> {
         let of_that_name = |pid: &Pid| {
             let comm = fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero())).unwrap_or_default();
             comm.starts_with(name).then(|| pid.as_raw_nonzero().get())
         };
-        let all: Vec<i32> = self.inhabitants().iter().filter_map(of_that_name).collect();
-        assert_eq!(all.len(), 1, "{all:?} are named {name}");
-        all[0]
+        self.inhabitants().iter().filter_map(of_that_name).collect()
     }
 
     /// Every process of this stage: those that carry its marker, and those in a chroot below its folder.
