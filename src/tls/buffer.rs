@@ -225,6 +225,16 @@ mod tests {
     }
 
     #[test]
+    fn incoming_stays_small_in_a_quiet_dialogue() {
+        let mut incoming = Incoming::default();
+        for _ in 0..100 {
+            read_into(&mut incoming, &[7; FIRST_ROOM - 1], TRAFFIC_CAP, true);
+            incoming.discard(incoming.len());
+        }
+        assert_eq!(incoming.footprint(), FIRST_ROOM);
+    }
+
+    #[test]
     fn incoming_shows_only_what_was_seen_before() {
         let mut incoming = Incoming::default();
         read_into(&mut incoming, b"abc", TRAFFIC_CAP, true);
@@ -261,6 +271,8 @@ mod tests {
             assert!(outgoing.waiting().iter().all(|byte| *byte == round));
             outgoing.sent(1000);
             outgoing.sent(2000);
+            // From its beginning, where the memory is still in the processor's cache.
+            assert_eq!(outgoing.spare(1).len(), FIRST_ROOM);
         }
         assert_eq!(outgoing.footprint(), FIRST_ROOM);
         outgoing.give_back();
@@ -268,15 +280,19 @@ mod tests {
     }
 
     #[test]
-    fn outgoing_does_not_grow_without_end_when_it_never_drains() {
+    fn outgoing_neither_grows_nor_moves_to_new_memory_when_it_never_drains() {
         let mut outgoing = Outgoing::default();
         outgoing.spare(10_000);
         outgoing.queued(10_000);
+        let (mut place, mut moves) = (outgoing.storage.as_ptr(), 0);
         for _ in 0..1000 {
             outgoing.spare(5000);
             outgoing.queued(5000);
             outgoing.sent(5000);
+            moves += usize::from(outgoing.storage.as_ptr() != place);
+            place = outgoing.storage.as_ptr();
         }
+        assert!(moves < 5, "{moves} allocations");
         assert_eq!(outgoing.waiting().len(), 10_000);
         assert!(outgoing.footprint() <= 64 * 1024, "{}", outgoing.footprint());
     }

@@ -5,7 +5,7 @@ use crate::peers::{
 };
 use proptest::prelude::*;
 use rustls::version::{TLS12, TLS13};
-use starttls_wrapper::tls::{Identity, Leg, TlsError};
+use starttls_wrapper::tls::{Identity, Leg, TlsError, server_setup};
 use std::io::{Read, Write};
 use std::sync::Arc;
 
@@ -59,11 +59,12 @@ fn handshakes_in_tls12_whole_and_byte_by_byte() {
 fn offers_no_resumption() {
     let identity = self_signed(|_| {});
     for version in [&TLS12, &TLS13] {
-        // One configuration, so that the client would resume if it had been given a ticket or a session number.
-        let config = Arc::new(foreign_config(&identity, &[version]));
+        // One configuration each, so that a ticket or a session number given at first would be redeemed the second time.
+        let client_config = Arc::new(foreign_config(&identity, &[version]));
+        let server_config = server_setup(&identity).unwrap();
         for _ in 0..2 {
-            let mut client = rustls::ClientConnection::new(config.clone(), name()).unwrap();
-            let mut server = End::server(&identity);
+            let mut client = rustls::ClientConnection::new(client_config.clone(), name()).unwrap();
+            let mut server = End::new(Leg::accept(&server_config).unwrap());
             exchange_foreign(&mut client, &mut server).unwrap();
             assert_eq!(client.handshake_kind(), Some(rustls::HandshakeKind::Full));
             assert_eq!(client.tls13_tickets_received(), 0);
