@@ -89,7 +89,7 @@ struct Owner {
     mode: Backend,
     inside_tls: bool,
     client_reset: bool,
-    /// `RelayPlain` was reached: nobody knows where a reply ends.
+    /// A relay was reached: nobody knows where a reply ends.
     relayed: bool,
     /// The client's pieces of one segment are under way: the dial takes longer than they do.
     dial_waits: bool,
@@ -379,7 +379,7 @@ impl Owner {
                 self.session.handle_announced(self.now);
                 self.dismiss(true);
             }
-            Phase::RelayPlain => self.relayed = true,
+            Phase::RelayPlain | Phase::RelayTls => self.relayed = true,
             Phase::Close if !self.closed && self.is_written() => {
                 self.closed = true;
                 self.close();
@@ -389,7 +389,6 @@ impl Owner {
             | Phase::Replay
             | Phase::SecureClient
             | Phase::Gate
-            | Phase::RelayTls
             | Phase::Close
             | Phase::Snoop => {}
         }
@@ -413,9 +412,9 @@ impl Owner {
 
     fn close(&mut self) {
         let reason = self.session.end().cloned();
-        let client_left = matches!(reason, Some(EndReason::Client(ClientEnd::Gone | ClientEnd::BrokeOff)));
-        self.dismiss(!self.relayed && !client_left);
-        let whole = !self.inside_tls || matches!(reason, Some(EndReason::Over | EndReason::Backend(BackendEnd::Gone)));
+        self.dismiss(!self.relayed);
+        let announced = !self.relayed && reason.as_ref().is_some_and(|r| r.farewell().is_some());
+        let whole = !self.inside_tls || announced || reason == Some(EndReason::Over);
         if self.client.ended == Ended::No && !self.client_reset {
             self.client.ended = if whole { Ended::Clean } else { Ended::Cut };
         }
