@@ -1,9 +1,9 @@
 //! Our own certificate and key.
 //!
-//! Contract: [`Identity::from_pem`] runs at the start of every connection and finds all that can be wrong with the files, in 10 us
-//! (P-256) to 35 us (RSA-2048). Loading the key for signing costs 90 to 300 us more and is left to [`super::server_setup`], which is
-//! needed only when STARTTLS has come. That key and certificate belong together is seen from the public key, whose octets nearly
-//! every key file repeats; for the others (an EC key without its public half, Ed25519) the key is loaded at once.
+//! Contract: [`Identity::from_pem`] runs at the start of every connection and finds what can be wrong with the files in 20 us
+//! (P-256) to 35 us (RSA-2048). Loading the key for signing costs 90 to 300 us more and is left to [`super::server_setup`], which
+//! is needed only when STARTTLS has come. That key and certificate belong together is seen from the public key, whose octets
+//! nearly every key file repeats; where it does not (an EC key without its public half, Ed25519), the key is loaded at once.
 
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::pki_types::pem::{self, PemObject};

@@ -27,7 +27,7 @@ pub(super) fn provider() -> &'static Arc<CryptoProvider> {
     PROVIDER.get_or_init(|| Arc::new(aws_lc_rs::default_provider()))
 }
 
-/// The configuration towards clients. This is where the key is loaded: 90 us for P-256, 300 us for RSA-2048.
+/// The configuration towards clients. This is where the key is loaded: 90 us for P-256, 190 to 300 us for RSA-2048.
 ///
 /// Every client gets the one certificate whatever name it asks for; the name is kept for [`super::Facts`].
 /// Errors: [`TlsError::Setup`] for a key that rustls cannot use or that does not fit the certificate.

@@ -156,6 +156,25 @@ fn half_close_delivers_the_last_bytes_and_leaves_the_other_way_open() {
 }
 
 #[test]
+fn tls12_ends_in_order_from_either_side() {
+    let identity = self_signed(|_| {});
+    for server_first in [false, true] {
+        let (mut client, mut server) = (tls12_client(&identity), End::server(&identity));
+        exchange(&mut client, &mut server, usize::MAX).unwrap();
+        let (first, second) = if server_first { (&mut server, &mut client) } else { (&mut client, &mut server) };
+        first.leg.send(b"last words").unwrap();
+        first.leg.send_close();
+        exchange(first, second, 3).unwrap();
+        assert!(second.leg.peer_closed() && second.received == b"last words");
+        second.leg.send(b"answer").unwrap();
+        second.leg.send_close();
+        exchange(first, second, 3).unwrap();
+        assert!(first.leg.peer_closed() && first.received == b"answer");
+        assert!(!first.leg.is_failed() && !second.leg.is_failed());
+    }
+}
+
+#[test]
 fn bytes_after_the_peers_close_notify_are_ignored() {
     let (mut client, mut server) = connected();
     client.leg.send_close();
