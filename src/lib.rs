@@ -27,8 +27,11 @@
 pub mod buffer;
 pub mod cli;
 pub mod client_info;
+pub mod driver;
+pub mod engine;
 pub mod error;
 pub mod logging;
 pub mod session;
 pub mod smtp;
+pub mod sys;
 pub mod tls;

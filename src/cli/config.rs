@@ -9,6 +9,7 @@ use log::LevelFilter;
 
 use super::args::Typed;
 use super::options::{Id, OPTIONS};
+pub use crate::engine::RelayMode;
 use crate::error::Fatal;
 use crate::session::policy::{Cutoff, Policy, Replay, Timeouts};
 use crate::smtp::command::Verb;
@@ -63,16 +64,6 @@ pub enum IdentitySource {
     },
     /// A certificate for this name, made in memory and gone with the process.
     SelfSigned(String),
-}
-
-/// How opaque bytes move between client and child.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum RelayMode {
-    /// In the kernel, from socket to pipe and from pipe to socket.
-    #[default]
-    Splice,
-    /// By read and write, for comparison.
-    Copy,
 }
 
 impl Config {

@@ -67,6 +67,7 @@ pub struct Session {
     policy: Arc<Policy>,
     phase: Phase,
     end: Option<EndReason>,
+    ended_in: Phase,
     dialogue: Dialogue,
     snooper: Snooper,
     transcript: Transcript,
@@ -92,6 +93,7 @@ impl Session {
             policy,
             phase: Phase::Snoop,
             end: None,
+            ended_in: Phase::Snoop,
             dialogue: Dialogue::with_greeting(),
             snooper: Snooper::default(),
             transcript,
@@ -116,6 +118,12 @@ impl Session {
     #[must_use]
     pub fn end(&self) -> Option<&EndReason> {
         self.end.as_ref()
+    }
+
+    /// The phase that the end came in; before the end meaningless.
+    #[must_use]
+    pub fn ended_in(&self) -> Phase {
+        self.ended_in
     }
 
     /// The oldest note not yet said.
@@ -372,7 +380,9 @@ impl Session {
             return;
         }
         if self.phase == Phase::Snoop {
-            if self.policy.cutoff.after.is_some_and(|after| self.timers.is_cutoff(after, now)) && !self.snooper.is_time_up() {
+            if self.policy.cutoff.after.is_some_and(|after| self.timers.is_cutoff(after, now))
+                && !self.snooper.is_time_up()
+            {
                 self.snooper.time_is_up();
                 if self.policy.require_tls {
                     self.finish(EndReason::Policy(PolicyEnd::TlsRequired), now);
@@ -589,6 +599,7 @@ impl Session {
             self.to_client.push(farewell.octets());
         }
         self.end = Some(reason);
+        self.ended_in = self.phase;
         self.step(Cause::Ended, now);
     }
 }

@@ -197,10 +197,8 @@ mod tests {
     #[test]
     fn nothing_leads_back_to_plaintext_once_the_220_is_queued() {
         let mut reached = vec![Phase::Announce];
-        while let Some(more) = reached
-            .iter()
-            .flat_map(|p| CAUSES.iter().filter_map(|c| p.after(*c)))
-            .find(|p| !reached.contains(p))
+        while let Some(more) =
+            reached.iter().flat_map(|p| CAUSES.iter().filter_map(|c| p.after(*c))).find(|p| !reached.contains(p))
         {
             reached.push(more);
         }

@@ -79,7 +79,10 @@ mod tests {
 
     #[test]
     fn offers_starttls_on_the_second_line() {
-        assert_eq!(edited("250-h\r\n250-SIZE 9\r\n250 X\r\n", OFFER), "250-h\r\n250-STARTTLS\r\n250-SIZE 9\r\n250 X\r\n");
+        assert_eq!(
+            edited("250-h\r\n250-SIZE 9\r\n250 X\r\n", OFFER),
+            "250-h\r\n250-STARTTLS\r\n250-SIZE 9\r\n250 X\r\n"
+        );
     }
 
     #[test]

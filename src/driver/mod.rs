@@ -1,0 +1,3 @@
+//! The doors through which connections come to the engine.
+
+pub mod ucspi;

@@ -1,0 +1,125 @@
+//! One session on descriptors 0 and 1, as a child of tcpserver, s6-tcpserver, inetd or systemd.
+//!
+//! Start-up is part of the data path, and its order is the contract: the child first, so that its greeting never waits for
+//! us; then certificate and key; then the ids are dropped; and only then is the client's first octet read. With
+//! `--require-tls` the certificate comes before the child: without it there is no service to start.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use log::warn;
+use mio::{Poll, Token};
+use zeroize::Zeroizing;
+
+use crate::cli::{Config, IdentitySource, OWN_VARIABLES};
+use crate::client_info::ClientInfo;
+use crate::engine::{self, Conn, Parts, Secrets};
+use crate::error::Fatal;
+use crate::session::{EndReason, PolicyEnd};
+use crate::sys::child::Child;
+use crate::sys::dial::Target;
+use crate::sys::end::End;
+use crate::sys::{inherited, privileges, signals};
+use crate::tls::{Identity, Roots, UnixTime};
+
+/// The loop's tokens of the ends that are made here.
+const CLIENT_IN: Token = engine::CLIENT_IN;
+const CLIENT_OUT: Token = engine::CLIENT_OUT;
+const SIGNALS: Token = engine::SIGNALS;
+
+/// Serves the one session. Returns the exit code.
+///
+/// # Errors
+/// The session can't begin, and the client can't be told.
+pub fn serve(config: Config) -> Result<u8, Fatal> {
+    let started = Instant::now();
+    inherited::clean_up().map_err(|error| Fatal::System("prepare the inherited descriptors", error))?;
+    let identity = if config.policy.require_tls { Some(identity(&config.identity)) } else { None };
+    let no_service = matches!(identity, Some(None));
+    let child = if no_service {
+        Err("there is no certificate".to_owned())
+    } else {
+        Child::start(&config.program, &config.arguments, &OWN_VARIABLES)
+            .map_err(|error| format!("{}: {error}", config.program.to_string_lossy()))
+    };
+    let identity = identity.unwrap_or_else(|| self::identity(&config.identity));
+    let dropped = privileges::become_user(config.uid, config.gid).and_then(|()| privileges::harden());
+    let mut conn =
+        Parted::new(config, identity, child, started).map_err(|error| Fatal::System("watch the client", error))?;
+    if no_service {
+        conn.conn.end_with(EndReason::Policy(PolicyEnd::NoCertificate));
+    } else if let Err(error) = dropped {
+        conn.conn.end_with(EndReason::System(format!("can't drop privileges: {error}")));
+    }
+    engine::run(&mut conn.poll, &mut conn.conn).map_err(|error| Fatal::System("wait for events", error))
+}
+
+/// A connection and its loop.
+struct Parted {
+    poll: Poll,
+    conn: Conn,
+}
+
+impl Parted {
+    fn new(
+        config: Config,
+        identity: Option<Identity>,
+        child: Result<Child, String>,
+        started: Instant,
+    ) -> io::Result<Self> {
+        let mut policy = config.policy;
+        policy.offer_tls = identity.is_some();
+        if config.backend_insecure {
+            warn!("the backend's certificate is not checked (--backend-insecure)");
+        }
+        let roots = match (config.ca_file, config.ca_dir) {
+            (None, None) => Roots::System,
+            (file, folder) => Roots::Files { file, folder },
+        };
+        let (input, output) = inherited::client();
+        let parts = Parts {
+            client: (End::shared(input, CLIENT_IN)?, End::shared(output, CLIENT_OUT)?),
+            child,
+            info: ClientInfo::from_ucspi(|name| std::env::var_os(name)),
+            policy: Arc::new(policy),
+            target: Target {
+                host: config.host.clone(),
+                port: config.port,
+                source: config.backend_source,
+                loopback_only: config.backend_insecure,
+            },
+            secrets: Secrets {
+                identity,
+                roots,
+                backend_name: config.backend_name.unwrap_or(config.host),
+                insecure: config.backend_insecure,
+            },
+            relay: config.relay,
+            terminations: Some(End::event(signals::terminations()?.into(), SIGNALS)),
+            started,
+        };
+        let poll = Poll::new()?;
+        let conn = Conn::new(parts, poll.registry())?;
+        Ok(Self { poll, conn })
+    }
+}
+
+/// Our certificate and key, or `None` where they are not usable, which is then said.
+fn identity(source: &IdentitySource) -> Option<Identity> {
+    let found = match source {
+        IdentitySource::None => return None,
+        IdentitySource::SelfSigned(name) => Identity::self_signed(name).map_err(|error| error.to_string()),
+        IdentitySource::Files { cert, key } => from_files(cert, key),
+    };
+    found.inspect_err(|why| warn!("STARTTLS is not offered: {why}")).ok()
+}
+
+fn from_files(cert: &Path, key: &Path) -> Result<Identity, String> {
+    let read = |path: &Path| std::fs::read(path).map_err(|error| format!("can't read {}: {error}", path.display()));
+    let chain = read(cert)?;
+    let key_pem = Zeroizing::new(read(key)?);
+    Identity::from_pem(&chain, &key_pem, UnixTime::now())
+        .map_err(|error| format!("certificate {}, key {}: {error}", cert.display(), key.display()))
+}

@@ -1,0 +1,51 @@
+//! The loop: waits, tells a connection what became ready, has it driven, until it is over.
+//!
+//! [`Conn::drive`] is the one function that decides what to read and write next; this file only waits. An idle session is
+//! one `epoll_wait` without anything else: no tick, no polling.
+
+mod bridge;
+mod closing;
+mod conn;
+mod dismissal;
+mod handover;
+mod pump;
+mod relay;
+mod report;
+
+use std::io;
+use std::time::Instant;
+
+use mio::{Events, Poll};
+
+pub use conn::{CLIENT_IN, CLIENT_OUT, Conn, Driven, Parts, SIGNALS};
+pub use handover::Secrets;
+pub use pump::RelayMode;
+
+use crate::error::exit;
+
+/// What the loop can be told at once; more waits in the kernel.
+const EVENTS: usize = 16;
+
+/// Runs one connection to its end. Returns the exit code of its session.
+///
+/// # Errors
+/// The loop itself can't wait any more.
+pub fn run(poll: &mut Poll, conn: &mut Conn) -> io::Result<u8> {
+    let mut events = Events::with_capacity(EVENTS);
+    loop {
+        let now = Instant::now();
+        let timeout = match conn.drive(poll.registry(), now) {
+            Driven::Over => return Ok(conn.end().map_or(exit::BUG, |reason| reason.exit_code())),
+            Driven::Again => Some(core::time::Duration::ZERO),
+            Driven::Wait => conn.deadline().map(|due| due.saturating_duration_since(now)),
+        };
+        match poll.poll(&mut events, timeout) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        }
+        for event in &events {
+            conn.note(event);
+        }
+    }
+}

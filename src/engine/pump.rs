@@ -1,0 +1,136 @@
+//! One direction of the plaintext relay: octets go from one descriptor to another, spliced or copied.
+//!
+//! Client socket to child's stdin pipe, child's stdout pipe to client socket: one of the two is a pipe already, so splice
+//! needs none of ours, and nothing is ever in flight inside this process. EAGAIN can mean "source empty", "sink full" or
+//! "urgent mark"; it is not told apart. Any event on either end wakes the pump, which tries again: an edge that mattered is
+//! never missed, and there is no poll(2) beside the loop's own.
+
+use std::io;
+
+use rustix::io::Errno;
+
+use crate::sys::end::End;
+use crate::sys::splice::{self, Spliced};
+
+/// Octets moved in one run before the rest of the connection has its turn.
+const BUDGET: u64 = 4 << 20;
+
+/// The buffer of a copying direction. Larger ones gained nothing that could be measured.
+const COPY: usize = 64 * 1024;
+
+/// A splice of this much is bulk, for which the pipe is grown.
+const BULK: usize = 32 * 1024;
+
+/// How opaque octets move between client and child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum RelayMode {
+    /// In the kernel, from socket to pipe and from pipe to socket.
+    #[default]
+    Splice,
+    /// By read and write, for comparison.
+    Copy,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub(super) enum Run {
+    /// Nothing more can move now.
+    Wait,
+    /// The budget is used up.
+    Again,
+    /// The source has ended, and all that it gave is in the sink.
+    Ended,
+    /// The sink's reader is gone.
+    SinkGone,
+    /// The source broke.
+    SourceBroke,
+}
+
+/// One direction.
+#[derive(Debug)]
+pub(super) struct Pump {
+    mode: RelayMode,
+    /// Something happened on either end since the last run.
+    pub(super) is_awake: bool,
+    is_grown: bool,
+    buffer: Vec<u8>,
+    pending: core::ops::Range<usize>,
+    /// Octets moved so far.
+    pub(super) moved: u64,
+}
+
+impl Pump {
+    pub(super) fn new(mode: RelayMode) -> Self {
+        Self { mode, is_awake: true, is_grown: false, buffer: Vec::new(), pending: 0..0, moved: 0 }
+    }
+
+    /// Moves what can be moved. The ends are non-blocking; both are watched by the loop.
+    pub(super) fn run(&mut self, source: &mut End, sink: &mut End) -> Run {
+        if source.urgent {
+            // splice stops before an urgent mark for ever; read passes over it (tcp(7)).
+            self.mode = RelayMode::Copy;
+        }
+        self.is_awake = false;
+        let start = self.moved;
+        while self.moved - start < BUDGET {
+            let run = match self.mode {
+                RelayMode::Splice => self.splice(source, sink),
+                RelayMode::Copy => self.copy(source, sink),
+            };
+            if let Some(ended) = run {
+                return ended;
+            }
+        }
+        self.is_awake = true;
+        Run::Again
+    }
+
+    fn splice(&mut self, source: &mut End, sink: &mut End) -> Option<Run> {
+        match splice::splice(&*source, &*sink) {
+            Ok(Spliced::Moved(count)) => {
+                self.moved += count as u64;
+                if count >= BULK && !self.is_grown {
+                    self.is_grown = true;
+                    splice::grow(if sink.is_socket() { &*source } else { &*sink });
+                }
+                None
+            }
+            Ok(Spliced::End) => Some(Run::Ended),
+            Ok(Spliced::WouldBlock) => Some(Run::Wait),
+            Ok(Spliced::Unsupported) => {
+                self.mode = RelayMode::Copy;
+                source.readable = true;
+                None
+            }
+            Err(error) if is_broken_pipe(&error) => Some(Run::SinkGone),
+            // splice doesn't say which of the two broke: it is the socket, a pipe only knows EPIPE.
+            Err(_) if source.is_socket() => Some(Run::SourceBroke),
+            Err(_) => Some(Run::SinkGone),
+        }
+    }
+
+    fn copy(&mut self, source: &mut End, sink: &mut End) -> Option<Run> {
+        if self.pending.is_empty() {
+            self.buffer.resize(COPY, 0);
+            match source.read(&mut self.buffer) {
+                Ok(None) => return Some(Run::Wait),
+                Ok(Some(0)) => return Some(Run::Ended),
+                Ok(Some(count)) => self.pending = 0..count,
+                Err(_) => return Some(Run::SourceBroke),
+            }
+        }
+        match sink.write(&self.buffer[self.pending.clone()]) {
+            Ok(None) => Some(Run::Wait),
+            Ok(Some(count)) => {
+                self.moved += count as u64;
+                self.pending.start += count;
+                None
+            }
+            Err(_) => Some(Run::SinkGone),
+        }
+    }
+}
+
+fn is_broken_pipe(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::PIPE.raw_os_error())
+}

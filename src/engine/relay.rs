@@ -1,0 +1,286 @@
+//! The two relays. In plaintext the kernel moves the octets, between the client's descriptors and the child's pipes. In TLS
+//! each record of one leg is encrypted into the other leg's queue from the place where rustls has put its plaintext.
+
+use std::time::Instant;
+
+use log::warn;
+use mio::{Interest, Registry};
+
+use crate::session::{BackendEnd, ChildEnd, ClientEnd, EndReason, Session};
+use crate::sys::child;
+use crate::sys::end::End;
+use crate::tls::TlsError;
+
+use super::bridge::{self, Received, Trouble};
+use super::conn::{CHILD_EXIT, Conn, IDLE, tls_trouble};
+use super::handover::Backend;
+use super::pump::{Pump, RelayMode, Run};
+
+/// Both directions of the plaintext relay.
+#[derive(Debug)]
+pub(super) struct Relay {
+    pub(super) to_server: Pump,
+    pub(super) to_client: Pump,
+}
+
+impl Relay {
+    fn new(mode: RelayMode) -> Self {
+        Self { to_server: Pump::new(mode), to_client: Pump::new(mode) }
+    }
+}
+
+impl Conn {
+    /// Client and child. What was queued before the cutoff leaves first, in either direction.
+    pub(super) fn relay_plain(&mut self, registry: &Registry, now: Instant) -> bool {
+        let mode = self.mode;
+        let Some(client) = &mut self.client else { return false };
+        let relay = match &mut self.relay {
+            Some(relay) => relay,
+            none => {
+                // From here on either end of a direction wakes its pump.
+                let ends = [Some(&mut client.output), self.child_in.as_mut()];
+                for end in ends.into_iter().flatten() {
+                    if let Err(error) = end.watch(registry, Interest::WRITABLE) {
+                        self.session.handle_end(EndReason::System(format!("can't watch: {error}")), now);
+                        return true;
+                    }
+                }
+                none.insert(Relay::new(mode))
+            }
+        };
+        let (before_in, before_out) = (relay.to_server.moved, relay.to_client.moved);
+        let mut again = false;
+        if client.is_over && self.session.to_child.is_empty() {
+            self.child_in = None;
+        } else if let Some(sink) = self.child_in.as_mut().filter(|_| self.session.to_child.is_empty()) {
+            if relay.to_server.is_awake {
+                match relay.to_server.run(&mut client.input, sink) {
+                    Run::Wait => {}
+                    Run::Again => again = true,
+                    Run::Ended => {
+                        client.is_over = true;
+                        again = true;
+                    }
+                    // It reads no more; what it still says is passed on.
+                    Run::SinkGone => self.child_in = None,
+                    Run::SourceBroke => {
+                        client.is_over = true;
+                        self.session.handle_end(EndReason::Client(ClientEnd::BrokeOff), now);
+                        again = true;
+                    }
+                }
+            }
+        }
+        if let Some(source) = self.child_out.as_mut().filter(|_| self.session.to_client.is_empty()) {
+            if relay.to_client.is_awake {
+                match relay.to_client.run(source, &mut client.output) {
+                    Run::Wait => {}
+                    Run::Again => again = true,
+                    Run::Ended | Run::SourceBroke => {
+                        self.child_out = None;
+                        client.output.shut_down();
+                        self.session.handle_server_finished(now);
+                    }
+                    Run::SinkGone => {
+                        client.is_deaf = true;
+                        self.session.handle_end(EndReason::Client(ClientEnd::BrokeOff), now);
+                        again = true;
+                    }
+                }
+            }
+        }
+        let (moved_in, moved_out) = (relay.to_server.moved - before_in, relay.to_client.moved - before_out);
+        self.tally.received += moved_in;
+        self.tally.sent += moved_out;
+        if moved_in + moved_out > 0 {
+            self.session.handle_relayed(now);
+        }
+        again || self.await_child(registry, now)
+    }
+
+    /// The child has said its last: when it has ended too, the session is over. A server's end closes the connection.
+    fn await_child(&mut self, registry: &Registry, now: Instant) -> bool {
+        if self.child_out.is_some() {
+            return false;
+        }
+        let Some(child) = &mut self.child else { return false };
+        let looked = self.exit.is_some();
+        if self.exit.as_mut().is_some_and(|exit| !core::mem::take(&mut exit.readable)) {
+            return false;
+        }
+        match child.try_reap() {
+            Ok(Some(status)) => {
+                self.child = None;
+                let reason = match child::killed_by(status) {
+                    Some(signal) => EndReason::Child(ChildEnd::Killed(signal)),
+                    None => EndReason::Over,
+                };
+                self.session.handle_end(reason, now);
+                true
+            }
+            Ok(None) if looked => false,
+            Ok(None) => {
+                match child.exit_event().map(|fd| End::event(fd, CHILD_EXIT)) {
+                    Ok(mut exit) => match exit.watch(registry, Interest::READABLE) {
+                        Ok(()) => self.exit = Some(exit),
+                        Err(error) => warn!("can't watch the child: {error}"),
+                    },
+                    Err(error) => warn!("can't watch the child: {error}"),
+                }
+                false
+            }
+            Err(error) => {
+                self.child = None;
+                self.session.handle_end(EndReason::System(format!("can't reap the child: {error}")), now);
+                true
+            }
+        }
+    }
+
+    /// Client and backend.
+    pub(super) fn relay_tls(&mut self, now: Instant) -> bool {
+        let (received, sent) = (self.tally.received, self.tally.sent);
+        let moved = self.relay_to_backend(now) | self.relay_to_client(now);
+        if received != self.tally.received || sent != self.tally.sent {
+            self.session.handle_relayed(now);
+            self.trim = Some(now + IDLE);
+        }
+        moved
+    }
+
+    fn relay_to_backend(&mut self, now: Instant) -> bool {
+        let (Some(client), Some(backend)) = (&mut self.client, &mut self.backend) else { return false };
+        let Some(leg) = &mut client.leg else { return false };
+        let mut moved = false;
+        while client.input.readable && !client.is_over && backend.takes_more() {
+            let mut refused = None;
+            let received = bridge::receive(&mut client.input, leg, &mut |octets| {
+                refused = backend.leg.send(octets).err().or(refused.take());
+            });
+            moved = true;
+            match received {
+                Ok(Received::Nothing) => break,
+                Ok(Received::Octets(count)) => self.tally.received += count as u64,
+                Ok(Received::End) => {
+                    client.is_over = true;
+                    if !leg.peer_closed() && !client.close_sent {
+                        // Not a clean end: the backend must not take it for one.
+                        self.session.handle_end(EndReason::Client(ClientEnd::BrokeOff), now);
+                        return true;
+                    }
+                }
+                Err(Trouble::Broken(_)) => {
+                    client.is_over = true;
+                    let reason =
+                        if client.close_sent { EndReason::Over } else { EndReason::Client(ClientEnd::BrokeOff) };
+                    self.session.handle_end(reason, now);
+                    return true;
+                }
+                Err(Trouble::Tls(error)) => {
+                    tls_trouble(&mut self.session, "client", error, now);
+                    return true;
+                }
+            }
+            if let Some(error) = refused {
+                refusal(&mut self.session, error, now);
+                return true;
+            }
+            backend.transmit();
+        }
+        if (leg.peer_closed() || client.is_over) && backend.close() {
+            moved = true;
+        }
+        moved | finished(&mut self.session, client.close_sent, backend, now)
+    }
+
+    fn relay_to_client(&mut self, now: Instant) -> bool {
+        let (Some(client), Some(backend)) = (&mut self.client, &mut self.backend) else { return false };
+        let Some(leg) = &mut client.leg else { return false };
+        let mut moved = false;
+        while backend.end.readable && !backend.is_over && !leg.wants_write() {
+            let mut refused = None;
+            let received = bridge::receive(&mut backend.end, &mut backend.leg, &mut |octets| {
+                refused = leg.send(octets).err().or(refused.take());
+            });
+            moved = true;
+            match received {
+                Ok(Received::Nothing) => break,
+                Ok(Received::Octets(_)) => {}
+                Ok(Received::End) | Err(Trouble::Broken(_)) => {
+                    backend.is_over = true;
+                    if !backend.leg.peer_closed() {
+                        // What came before still leaves; the end that follows it is no clean one.
+                        self.session.handle_end(EndReason::Backend(BackendEnd::Truncated), now);
+                        return true;
+                    }
+                }
+                Err(Trouble::Tls(error)) => {
+                    tls_trouble(&mut self.session, "backend", error, now);
+                    return true;
+                }
+            }
+            if let Some(error) = refused {
+                refusal(&mut self.session, error, now);
+                return true;
+            }
+            match bridge::transmit(&mut client.output, leg) {
+                Ok(count) => self.tally.sent += count as u64,
+                // The next write finds it too, and says so.
+                Err(_) => break,
+            }
+        }
+        if backend.leg.peer_closed() && !client.close_sent {
+            client.close_sent = true;
+            leg.send_close();
+            moved = true;
+            self.session.handle_server_finished(now);
+        }
+        if client.close_sent && !client.is_shut && !leg.wants_write() {
+            client.is_shut = true;
+            client.output.shut_down();
+        }
+        moved | finished(&mut self.session, client.close_sent && !leg.wants_write(), backend, now)
+    }
+}
+
+impl Backend {
+    /// Whether the queue is empty, so that more may be read for it.
+    fn takes_more(&self) -> bool {
+        self.is_deaf || !self.leg.wants_write()
+    }
+
+    fn transmit(&mut self) {
+        if bridge::transmit(&mut self.end, &mut self.leg).is_err() {
+            self.is_deaf = true;
+        }
+    }
+
+    /// Says that the client has ended, once. True: that was new.
+    fn close(&mut self) -> bool {
+        let new = !self.close_sent;
+        if new {
+            self.close_sent = true;
+            self.leg.send_close();
+            self.transmit();
+        }
+        if !self.is_shut && self.takes_more() {
+            self.is_shut = true;
+            self.end.shut_down();
+        }
+        new
+    }
+}
+
+/// Both directions have ended cleanly: the session is over.
+fn finished(session: &mut Session, to_client_closed: bool, backend: &Backend, now: Instant) -> bool {
+    let over = to_client_closed && (backend.close_sent || backend.is_deaf);
+    if over {
+        session.handle_end(EndReason::Over, now);
+    }
+    over
+}
+
+/// The leg that was to send could not.
+fn refusal(session: &mut Session, error: TlsError, now: Instant) {
+    tls_trouble(session, "outgoing", error, now);
+}

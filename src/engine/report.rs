@@ -1,0 +1,76 @@
+//! What the operator reads: one summary line per session, and a line for what is worth one. Remote octets are escaped.
+
+use std::time::{Duration, Instant};
+
+use log::{info, warn};
+
+use crate::client_info::ClientInfo;
+use crate::logging::escape;
+use crate::session::{EndReason, Note};
+use crate::tls::Facts;
+
+/// The longest server name that is worth printing (RFC 1035: 255).
+const NAME: usize = 255;
+
+/// Octets of the client's connection, as they were on the wire.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tally {
+    pub(super) received: u64,
+    pub(super) sent: u64,
+}
+
+/// Says a note.
+pub(super) fn note(client: &ClientInfo, note: &Note) {
+    match note {
+        Note::ChildOffersStarttls => {
+            warn!("client={client}: the child offers STARTTLS itself; its offer was replaced by ours");
+        }
+        Note::ChildNotSmtp => warn!("client={client}: the child speaks no SMTP that we know; snooping stopped"),
+        Note::HandoverFailed(failure) => warn!("client={client}: {failure}"),
+        Note::NoCertificate => warn!("client={client}: STARTTLS answered 454: there is no usable certificate"),
+    }
+}
+
+/// Says how a session ended: the summary line, and a warning where somebody should look.
+pub(super) fn end(
+    client: &ClientInfo,
+    reason: &EndReason,
+    facts: Option<&Facts>,
+    tally: Tally,
+    recorded: u32,
+    started: Instant,
+) {
+    if reason.is_warning() {
+        warn!("client={client}: {reason}");
+    }
+    let Tally { received, sent } = tally;
+    let seconds = Seconds(started.elapsed());
+    let tls = Tls(facts);
+    info!(
+        "client={client} end=\"{reason}\" {tls} received={received} sent={sent} recorded={recorded} seconds={seconds}"
+    );
+}
+
+struct Seconds(Duration);
+
+impl core::fmt::Display for Seconds {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{}.{:03}", self.0.as_secs(), self.0.subsec_millis())
+    }
+}
+
+struct Tls<'a>(Option<&'a Facts>);
+
+impl core::fmt::Display for Tls<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let Some(facts) = self.0 else { return f.write_str("mode=plain") };
+        write!(f, "mode=tls tls={} suite={}", facts.version, facts.suite)?;
+        if let Some(group) = &facts.group {
+            write!(f, " group={group}")?;
+        }
+        match &facts.sni {
+            Some(name) => write!(f, " sni={}", escape(name.as_bytes(), NAME)),
+            None => f.write_str(" sni=-"),
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! starttls-wrapper: arguments, logging, the door, the exit code; nothing else.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use starttls_wrapper::cli::{self, Invocation};
+use starttls_wrapper::driver::ucspi;
+use starttls_wrapper::error::{Fatal, exit};
+use starttls_wrapper::logging;
+
+fn main() -> ExitCode {
+    let outcome = std::panic::catch_unwind(run).unwrap_or(Ok(exit::BUG));
+    ExitCode::from(outcome.unwrap_or_else(|fatal| {
+        // One line, whatever the log level: without it nobody would know why there is no service.
+        let _ = writeln!(std::io::stderr(), "starttls-wrapper: {fatal}");
+        fatal.exit_code()
+    }))
+}
+
+fn run() -> Result<u8, Fatal> {
+    match cli::read(std::env::args_os().skip(1), |name| std::env::var_os(name))? {
+        Invocation::Print(text) => {
+            let printed = std::io::stdout().write_all(text.as_bytes());
+            printed.map_err(|error| Fatal::System("write to stdout", error))?;
+            Ok(exit::OVER)
+        }
+        Invocation::Serve(config) => {
+            logging::init(config.verbosity);
+            ucspi::serve(*config)
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! The child: PROG on two pipes, with the environment that it would have had without us.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child as Process, Command, ExitStatus, Stdio};
+
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+
+/// A started child. Dropping it closes the pipes; it must be reaped by [`Child::try_reap`].
+#[derive(Debug)]
+pub struct Child {
+    /// Our end of its stdin.
+    pub stdin: Option<OwnedFd>,
+    /// Our end of its stdout.
+    pub stdout: Option<OwnedFd>,
+    process: Process,
+}
+
+impl Child {
+    /// Starts `program`, found through PATH, without the variables named in `own`. Descriptor 2 is shared with us; nothing
+    /// else is inherited if [`super::inherited::clean_up`] was called before.
+    ///
+    /// Rejected: fork and exec by hand. std uses vfork's speed here and resets SIGPIPE.
+    ///
+    /// # Errors
+    /// The program can't be executed, or the system has no process or pipe left.
+    pub fn start(program: &OsStr, arguments: &[OsString], own: &[&str]) -> io::Result<Self> {
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        for name in own.iter().filter(|name| std::env::var_os(name).is_some()) {
+            command.env_remove(name);
+        }
+        let mut process = command.spawn()?;
+        let stdin = process.stdin.take().map(OwnedFd::from);
+        let stdout = process.stdout.take().map(OwnedFd::from);
+        Ok(Self { stdin, stdout, process })
+    }
+
+    /// Reaps the child if it has ended.
+    ///
+    /// # Errors
+    /// The system call's: there is no such child of ours.
+    pub fn try_reap(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.process.try_wait()
+    }
+
+    /// A descriptor that becomes readable when the child ends.
+    ///
+    /// # Errors
+    /// The system call's.
+    pub fn exit_event(&self) -> io::Result<OwnedFd> {
+        Ok(pidfd_open(self.pid(), PidfdFlags::empty())?)
+    }
+
+    /// Sends SIGTERM, or SIGKILL. The pid is still the child's: only [`Child::try_reap`] gives it up.
+    ///
+    /// # Errors
+    /// The system call's: EPERM where our ids were dropped and the child's were not.
+    pub fn kill(&self, forcibly: bool) -> io::Result<()> {
+        Ok(kill_process(self.pid(), if forcibly { Signal::KILL } else { Signal::TERM })?)
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.process)
+    }
+}
+
+/// The signal that killed a child, if one did.
+#[must_use]
+pub fn killed_by(status: ExitStatus) -> Option<i32> {
+    status.signal()
+}

@@ -1,0 +1,127 @@
+//! Dialling the backend: names resolved off the loop, addresses tried one after the other without blocking.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+
+use mio::Waker;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
+
+/// Where to dial.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// A name or an address literal.
+    pub host: String,
+    /// The TCP port.
+    pub port: u16,
+    /// The local address to connect from.
+    pub source: Option<IpAddr>,
+    /// Refuse every address but a loopback one: the certificate is not going to be checked.
+    pub loopback_only: bool,
+}
+
+/// The addresses of a target, now or later.
+#[derive(Debug)]
+pub enum Resolution {
+    /// Known.
+    Known(Vec<SocketAddr>),
+    /// A thread asks the resolver and wakes the loop.
+    Asked(Receiver<io::Result<Vec<SocketAddr>>>),
+}
+
+impl Target {
+    /// Finds the addresses. Literals and `localhost` (RFC 6761 6.3) are known at once; for other names a thread asks the
+    /// system's resolver, which may block for long, and wakes `waker`'s loop.
+    ///
+    /// # Errors
+    /// The thread can't be started, or the waker not be made.
+    pub fn resolve(&self, waker: impl FnOnce() -> io::Result<Waker>) -> io::Result<Resolution> {
+        if let Ok(address) = self.host.parse::<IpAddr>() {
+            return Ok(Resolution::Known(vec![SocketAddr::new(address, self.port)]));
+        }
+        if self.host.eq_ignore_ascii_case("localhost") {
+            let both = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+            return Ok(Resolution::Known(both.iter().map(|a| SocketAddr::new(*a, self.port)).collect()));
+        }
+        let (name, waker) = ((self.host.clone(), self.port), waker()?);
+        let (sender, receiver) = channel();
+        std::thread::Builder::new().name("resolver".to_owned()).spawn(move || {
+            let found = name.to_socket_addrs().map(Iterator::collect);
+            // Both fail only when the session has ended meanwhile.
+            let _ = sender.send(found);
+            let _ = waker.wake();
+        })?;
+        Ok(Resolution::Asked(receiver))
+    }
+
+    /// Those of `found` that may be dialled: of the source's family, and on loopback where that is demanded.
+    #[must_use]
+    pub fn usable(&self, found: Vec<SocketAddr>) -> Vec<SocketAddr> {
+        let family = |a: &SocketAddr| self.source.is_none_or(|source| source.is_ipv4() == a.is_ipv4());
+        let near = |a: &SocketAddr| !self.loopback_only || a.ip().to_canonical().is_loopback();
+        found.into_iter().filter(|a| family(a) && near(a)).collect()
+    }
+
+    /// Begins a connection to `address`. The socket becomes writable when it stands or has failed: see [`finish`].
+    ///
+    /// # Errors
+    /// It failed at once.
+    pub fn begin(&self, address: SocketAddr) -> io::Result<OwnedFd> {
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+        sockopt::set_tcp_nodelay(&socket, true)?;
+        if let Some(source) = self.source {
+            bind(&socket, &SocketAddr::new(source, 0))?;
+        }
+        match connect(&socket, &address) {
+            // After EINTR the connection goes on by itself, as after EINPROGRESS.
+            Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => Ok(socket),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Resolution {
+    /// The addresses, if they are known by now.
+    pub fn poll(&mut self) -> Option<io::Result<Vec<SocketAddr>>> {
+        match self {
+            Self::Known(found) => Some(Ok(core::mem::take(found))),
+            Self::Asked(receiver) => match receiver.try_recv() {
+                Ok(found) => Some(found),
+                Err(TryRecvError::Empty) => None,
+                Err(TryRecvError::Disconnected) => Some(Err(io::Error::other("the resolver's thread died"))),
+            },
+        }
+    }
+}
+
+/// Whether the connection that was begun on `socket`, now writable, stands.
+///
+/// # Errors
+/// Why it does not.
+pub fn finish(socket: &impl std::os::fd::AsFd) -> io::Result<()> {
+    sockopt::socket_error(socket)?.map_err(io::Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(source: Option<&str>, loopback_only: bool) -> Target {
+        let source = source.map(|s| s.parse().unwrap());
+        Target { host: "h".to_owned(), port: 587, source, loopback_only }
+    }
+
+    #[test]
+    fn only_addresses_that_fit_are_dialled() {
+        let all: Vec<SocketAddr> =
+            ["192.0.2.1:587", "127.0.0.1:587", "[::1]:587"].iter().map(|a| a.parse().unwrap()).collect();
+        assert_eq!(target(None, false).usable(all.clone()), all);
+        assert_eq!(target(None, true).usable(all.clone()), all[1..]);
+        assert_eq!(target(Some("127.0.0.53"), false).usable(all.clone()), all[..2]);
+        assert_eq!(target(Some("::1"), true).usable(all.clone()), all[2..]);
+    }
+}

@@ -1,0 +1,204 @@
+//! One descriptor on the loop: reading and writing without blocking, what is known of its readiness, and what the loop is
+//! to watch it for.
+//!
+//! mio is edge-triggered. The rule that makes that safe: readiness is forgotten only when the kernel said EAGAIN, or gave
+//! less than was asked for and no end of stream had been announced (epoll(7), Questions and answers 9).
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use mio::event::Event;
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
+use rustix::net::{Shutdown, shutdown, sockopt};
+
+/// A watched descriptor.
+#[derive(Debug)]
+pub struct End {
+    fd: OwnedFd,
+    token: Token,
+    /// Reading may give something.
+    pub readable: bool,
+    /// Writing may take something.
+    pub writable: bool,
+    /// The other side has closed: read until 0, whatever a short read seems to say.
+    hung_up: bool,
+    /// Out-of-band data has come (TCP's urgent mark), at which splice stops for ever.
+    pub urgent: bool,
+    watched: Option<Interest>,
+    /// The flags to give back: O_NONBLOCK belongs to the open file, which others may share.
+    restore: Option<OFlags>,
+    is_socket: bool,
+}
+
+impl End {
+    /// Takes a descriptor that others may share: made non-blocking now, as it was again when dropped.
+    ///
+    /// # Errors
+    /// The system call's.
+    pub fn shared(fd: OwnedFd, token: Token) -> io::Result<Self> {
+        let flags = fcntl_getfl(&fd)?;
+        let restore = if flags.contains(OFlags::NONBLOCK) {
+            None
+        } else {
+            fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
+            Some(flags)
+        };
+        let is_socket = sockopt::set_tcp_nodelay(&fd, true).is_ok() || sockopt::socket_type(&fd).is_ok();
+        let mut end = Self::plain(fd, token, is_socket);
+        end.restore = restore;
+        Ok(end)
+    }
+
+    /// Takes a pipe end of ours, made non-blocking.
+    ///
+    /// # Errors
+    /// The system call's.
+    pub fn pipe(fd: OwnedFd, token: Token) -> io::Result<Self> {
+        let flags = fcntl_getfl(&fd)?;
+        fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
+        Ok(Self::plain(fd, token, false))
+    }
+
+    /// Takes a TCP socket of ours that is non-blocking already.
+    #[must_use]
+    pub fn socket(fd: OwnedFd, token: Token) -> Self {
+        Self::plain(fd, token, true)
+    }
+
+    /// Takes a descriptor that is only waited for, such as a pidfd.
+    #[must_use]
+    pub fn event(fd: OwnedFd, token: Token) -> Self {
+        Self::plain(fd, token, false)
+    }
+
+    fn plain(fd: OwnedFd, token: Token, is_socket: bool) -> Self {
+        Self {
+            fd,
+            token,
+            readable: false,
+            writable: true,
+            hung_up: false,
+            urgent: false,
+            watched: None,
+            restore: None,
+            is_socket,
+        }
+    }
+
+    /// Has the loop watch for `interest` too. What epoll refuses (a file, /dev/null) never blocks and counts as ready.
+    ///
+    /// # Errors
+    /// The system call's.
+    pub fn watch(&mut self, registry: &Registry, interest: Interest) -> io::Result<()> {
+        let wanted = self.watched.map_or(interest, |have| have | interest);
+        if self.watched == Some(wanted) {
+            return Ok(());
+        }
+        let raw = self.fd.as_raw_fd();
+        let done = match self.watched {
+            None => registry.register(&mut SourceFd(&raw), self.token, wanted),
+            Some(_) => registry.reregister(&mut SourceFd(&raw), self.token, wanted),
+        };
+        match done {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {
+                self.readable = true;
+                self.writable = true;
+                self.hung_up = true;
+            }
+            Err(error) => return Err(error),
+        }
+        self.watched = Some(wanted);
+        Ok(())
+    }
+
+    /// Stops the watching; the descriptor stays open.
+    pub fn unwatch(&mut self, registry: &Registry) {
+        if self.watched.take().is_some() {
+            let raw = self.fd.as_raw_fd();
+            // Fails only for what epoll had refused.
+            let _ = registry.deregister(&mut SourceFd(&raw));
+        }
+    }
+
+    /// The loop saw this.
+    pub fn note(&mut self, event: &Event) {
+        self.hung_up |= event.is_read_closed() || event.is_error();
+        self.readable |= event.is_readable() || self.hung_up;
+        self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
+        self.urgent |= event.is_priority();
+    }
+
+    /// Reads into `room`, which must not be empty: `Some(0)` is the end, `None` nothing now.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub fn read(&mut self, room: &mut [u8]) -> io::Result<Option<usize>> {
+        loop {
+            match rustix::io::read(&self.fd, &mut *room) {
+                Ok(count) => {
+                    if count < room.len() && !self.hung_up {
+                        self.readable = false;
+                    }
+                    return Ok(Some(count));
+                }
+                Err(Errno::AGAIN) => {
+                    self.readable = false;
+                    return Ok(None);
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Writes from `octets`: `None` means that nothing can be taken now.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub fn write(&mut self, octets: &[u8]) -> io::Result<Option<usize>> {
+        loop {
+            match rustix::io::write(&self.fd, octets) {
+                Ok(count) => return Ok(Some(count)),
+                Err(Errno::AGAIN) => {
+                    self.writable = false;
+                    return Ok(None);
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Says that no more will be written, where the descriptor is a socket. A pipe is closed by dropping it.
+    pub fn shut_down(&self) {
+        if self.is_socket {
+            // ENOTCONN: the other side was faster.
+            let _ = shutdown(&self.fd, Shutdown::Write);
+        }
+    }
+
+    /// Whether this is a socket.
+    #[must_use]
+    pub fn is_socket(&self) -> bool {
+        self.is_socket
+    }
+}
+
+impl AsFd for End {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if let Some(flags) = self.restore {
+            // Nobody is left to be told if it fails.
+            let _ = fcntl_setfl(&self.fd, flags);
+        }
+    }
+}

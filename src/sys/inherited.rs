@@ -1,0 +1,53 @@
+//! What a UCSPI server, an inetd or a shell left us: descriptors, dispositions, a stderr that may be the client.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{FileType, Mode, OFlags, Stat};
+
+use super::raw;
+
+/// Makes this process one that a child may be started from: nothing above descriptor 2 is inherited by it, no signal is
+/// ignored or blocked, and where stderr is the client itself (an inetd passes one socket as 0, 1 and 2) it becomes
+/// `/dev/null`, for us and for the child, so that no log line is ever part of the dialogue.
+///
+/// # Errors
+/// The system call's.
+pub fn clean_up() -> io::Result<()> {
+    raw::close_on_exec_above_stderr()?;
+    raw::default_dispositions()?;
+    nix::sys::signal::SigSet::empty().thread_set_mask()?;
+    let client = rustix::fs::fstat(rustix::stdio::stdin())?;
+    let stderr = rustix::fs::fstat(rustix::stdio::stderr())?;
+    if is_socket(&client) && is_same(&client, &stderr) {
+        rustix::stdio::dup2_stderr(null()?)?;
+    }
+    Ok(())
+}
+
+/// The client's descriptors, 0 and 1. To be called once.
+#[must_use]
+pub fn client() -> (OwnedFd, OwnedFd) {
+    raw::take_stdin_and_stdout()
+}
+
+/// Whether both descriptors are the same socket.
+///
+/// # Errors
+/// The system call's.
+pub fn are_one_socket(a: impl AsFd, b: impl AsFd) -> io::Result<bool> {
+    let (a, b) = (rustix::fs::fstat(a)?, rustix::fs::fstat(b)?);
+    Ok(is_socket(&a) && is_same(&a, &b))
+}
+
+fn is_socket(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Socket
+}
+
+fn is_same(a: &Stat, b: &Stat) -> bool {
+    (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
+}
+
+fn null() -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
+}

@@ -1,0 +1,10 @@
+//! The only code that touches file descriptors, processes and signals. Thin: what to do is decided in `engine`.
+
+pub mod child;
+pub mod dial;
+pub mod end;
+pub mod inherited;
+pub mod privileges;
+mod raw;
+pub mod signals;
+pub mod splice;

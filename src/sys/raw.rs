@@ -1,0 +1,40 @@
+//! Every `unsafe` block of the program: system calls that have no safe wrapper in rustix or nix, each with the reason why
+//! it is sound.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+use nix::libc;
+use nix::sys::signal::{SigHandler, Signal};
+
+/// Descriptors 0 and 1 as values that close them. To be called once, at the start.
+pub(super) fn take_stdin_and_stdout() -> (OwnedFd, OwnedFd) {
+    // SAFETY: std's runtime has opened /dev/null in place of descriptors 0 to 2 that were closed, so both are open. Nothing
+    // else in this process owns them: std::io::stdin and stdout are handles by number, and this program uses neither.
+    unsafe { (OwnedFd::from_raw_fd(0), OwnedFd::from_raw_fd(1)) }
+}
+
+/// Marks every descriptor above 2 close-on-exec, so that nothing the UCSPI server left open reaches the child.
+pub(super) fn close_on_exec_above_stderr() -> io::Result<()> {
+    let flags = libc::CLOSE_RANGE_CLOEXEC;
+    // SAFETY: close_range(2) with this flag closes nothing and touches no memory of ours.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, flags) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Gives an inherited "ignore" back its default, for every signal but SIGPIPE, which std ignores in us and resets in the
+/// child.
+pub(super) fn default_dispositions() -> nix::Result<()> {
+    for signal in Signal::iterator() {
+        if matches!(signal, Signal::SIGKILL | Signal::SIGSTOP | Signal::SIGPIPE) {
+            continue;
+        }
+        // SAFETY: the default disposition runs no code of ours. Called before any handler is installed; std's own SIGSEGV and
+        // SIGBUS handlers, which report a stack overflow, are given back below by leaving those two alone.
+        if !matches!(signal, Signal::SIGSEGV | Signal::SIGBUS) {
+            unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }?;
+        }
+    }
+    Ok(())
+}
