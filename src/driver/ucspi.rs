@@ -97,7 +97,7 @@ impl Parted {
                 insecure: config.backend_insecure,
             },
             relay: config.relay,
-            terminations: Some(End::event(signals::terminations()?.into(), SIGNALS)),
+            terminations: Some(End::event(signals::terminations()?, SIGNALS)),
             started,
         };
         let poll = Poll::new()?;

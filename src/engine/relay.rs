@@ -52,40 +52,40 @@ impl Conn {
         let mut again = false;
         if client.is_over && self.session.to_child.is_empty() {
             self.child_in = None;
-        } else if let Some(sink) = self.child_in.as_mut().filter(|_| self.session.to_child.is_empty()) {
-            if relay.to_server.is_awake {
-                match relay.to_server.run(&mut client.input, sink) {
-                    Run::Wait => {}
-                    Run::Again => again = true,
-                    Run::Ended => {
-                        client.is_over = true;
-                        again = true;
-                    }
-                    // It reads no more; what it still says is passed on.
-                    Run::SinkGone => self.child_in = None,
-                    Run::SourceBroke => {
-                        client.is_over = true;
-                        self.session.handle_end(EndReason::Client(ClientEnd::BrokeOff), now);
-                        again = true;
-                    }
+        } else if let Some(sink) = self.child_in.as_mut().filter(|_| self.session.to_child.is_empty())
+            && relay.to_server.is_awake
+        {
+            match relay.to_server.run(&mut client.input, sink) {
+                Run::Wait => {}
+                Run::Again => again = true,
+                Run::Ended => {
+                    client.is_over = true;
+                    again = true;
+                }
+                // It reads no more; what it still says is passed on.
+                Run::SinkGone => self.child_in = None,
+                Run::SourceBroke => {
+                    client.is_over = true;
+                    self.session.handle_end(EndReason::Client(ClientEnd::BrokeOff), now);
+                    again = true;
                 }
             }
         }
-        if let Some(source) = self.child_out.as_mut().filter(|_| self.session.to_client.is_empty()) {
-            if relay.to_client.is_awake {
-                match relay.to_client.run(source, &mut client.output) {
-                    Run::Wait => {}
-                    Run::Again => again = true,
-                    Run::Ended | Run::SourceBroke => {
-                        self.child_out = None;
-                        client.output.shut_down();
-                        self.session.handle_server_finished(now);
-                    }
-                    Run::SinkGone => {
-                        client.is_deaf = true;
-                        self.session.handle_end(EndReason::Client(ClientEnd::BrokeOff), now);
-                        again = true;
-                    }
+        if let Some(source) = self.child_out.as_mut().filter(|_| self.session.to_client.is_empty())
+            && relay.to_client.is_awake
+        {
+            match relay.to_client.run(source, &mut client.output) {
+                Run::Wait => {}
+                Run::Again => again = true,
+                Run::Ended | Run::SourceBroke => {
+                    self.child_out = None;
+                    client.output.shut_down();
+                    self.session.handle_server_finished(now);
+                }
+                Run::SinkGone => {
+                    client.is_deaf = true;
+                    self.session.handle_end(EndReason::Client(ClientEnd::BrokeOff), now);
+                    again = true;
                 }
             }
         }

@@ -81,10 +81,10 @@ impl Lines {
     /// Looks at what stands in front. Changes nothing that a caller could see.
     pub fn peek(&mut self) -> Peek<'_> {
         if self.fault.is_none() {
-            if !self.head_passed {
-                if let Some(length) = self.head() {
-                    return Peek::Head(&self.held[self.start..self.start + length]);
-                }
+            if !self.head_passed
+                && let Some(length) = self.head()
+            {
+                return Peek::Head(&self.held[self.start..self.start + length]);
             }
             if let Some(end) = self.scan() {
                 let line = &self.held[self.start..end];
