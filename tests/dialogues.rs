@@ -30,7 +30,13 @@ fn hold(how: &str, cuts: impl Fn(&Dialogue) -> Vec<Cut>) {
         }
     }
     println!("{} dialogues {how}, {runs} runs, {} failed", dialogues.len(), failures.len());
-    assert!(failures.is_empty(), "{} of {} failed {how}:\n\n{}", failures.len(), dialogues.len(), failures.join("\n\n"));
+    assert!(
+        failures.is_empty(),
+        "{} of {} failed {how}:\n\n{}",
+        failures.len(),
+        dialogues.len(),
+        failures.join("\n\n")
+    );
 }
 
 /// The dialogues whose outcome does not depend on what comes together.
@@ -83,7 +89,9 @@ fn a_malformed_dialogue_is_refused_with_its_line() {
     assert_eq!(refusal(&format!("{head}C: NOOP\n")), "read");
     assert!(refusal("C: NOOP\n").starts_with("x.txt:1: "));
     assert!(refusal("# A claim.\nC: NOOP\n").starts_with("x.txt:2: "));
-    for wrong in ["Q: x", "C: \\q", "C: \\x4", "C: \\*3x", "! client-gone", "= exit x", "doors: open", "nonsense", "! wait x"] {
+    for wrong in
+        ["Q: x", "C: \\q", "C: \\x4", "C: \\*3x", "! client-gone", "= exit x", "doors: open", "nonsense", "! wait x"]
+    {
         assert!(refusal(&format!("{head}C: NOOP\n{wrong}\n")).starts_with("x.txt:4: "), "{wrong}");
     }
     assert!(refusal(&format!("{head}C: NOOP\n= exit 0\nC: NOOP\n")).starts_with("x.txt:5: "));
@@ -98,5 +106,8 @@ fn texts_are_read_as_the_format_says() {
     let sent = b"a\tb\0\\c\r\nx\nx\nx\ny".to_vec();
     let got = b" z \r\n".to_vec();
     assert_eq!(deeds, [&Deed::Sends(dialogue::Side::Client, sent), &Deed::Gets(dialogue::Side::Client, got)]);
-    assert_eq!((dialogue.options.join(" "), dialogue.certificate, dialogue.exit), ("--replay none".to_owned(), false, Some((8, 9))));
+    assert_eq!(
+        (dialogue.options.join(" "), dialogue.certificate, dialogue.exit),
+        ("--replay none".to_owned(), false, Some((8, 9)))
+    );
 }

@@ -41,8 +41,9 @@ impl Certificate {
     }
 
     fn server(&self) -> Connection {
-        let config =
-            ServerConfig::builder().with_no_client_auth().with_single_cert(vec![self.leaf.clone()], self.key.clone_key());
+        let config = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![self.leaf.clone()], self.key.clone_key());
         Connection::Server(ServerConnection::new(Arc::new(config.unwrap())).unwrap())
     }
 }

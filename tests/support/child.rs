@@ -156,13 +156,9 @@ fn receive(strings: &UnixStream) -> Result<(Vec<OwnedFd>, Report), String> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut report = vec![0; 64 * 1024];
-    let got = rustix::net::recvmsg(
-        strings,
-        &mut [IoSliceMut::new(&mut report)],
-        &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC,
-    )
-    .map_err(|e| e.to_string())?;
+    let got =
+        rustix::net::recvmsg(strings, &mut [IoSliceMut::new(&mut report)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+            .map_err(|e| e.to_string())?;
     report.truncate(got.bytes);
     let mut fds = Vec::new();
     for message in ancillary.drain() {

@@ -196,15 +196,15 @@ pub(crate) fn play(dialogue: &Dialogue) -> Result<(), String> {
         door.backend.listen();
     }
     let first = dialogue.steps.first().map_or(1, |s| s.line);
-    let played = Child::accept(&door.puppets)
-        .map_err(|why| format!("{}: {why}", dialogue.place(first)))
-        .and_then(|mut child| {
+    let played = Child::accept(&door.puppets).map_err(|why| format!("{}: {why}", dialogue.place(first))).and_then(
+        |mut child| {
             for (at, step) in dialogue.steps.iter().enumerate() {
                 perform(dialogue, at, &mut door, &mut child)
                     .map_err(|why| format!("{}: {why}", dialogue.place(step.line)))?;
             }
             finish(dialogue, &mut door, &mut child)
-        });
+        },
+    );
     played.map_err(|why| format!("{why}\n    stderr: {}", door.said().trim_end().replace('\n', "\n            ")))
 }
 
@@ -261,7 +261,11 @@ fn perform(dialogue: &Dialogue, at: usize, door: &mut Door, child: &mut Child) -
 }
 
 fn expect_end(end: End, allowed: &[End]) -> Result<(), String> {
-    if allowed.contains(&end) { Ok(()) } else { Err(format!("expected the end to be one of {allowed:?}, it is {end:?}")) }
+    if allowed.contains(&end) {
+        Ok(())
+    } else {
+        Err(format!("expected the end to be one of {allowed:?}, it is {end:?}"))
+    }
 }
 
 fn nothing(who: &str, octets: &[u8]) -> Result<(), String> {

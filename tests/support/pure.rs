@@ -102,7 +102,9 @@ pub(crate) fn play(dialogue: &Dialogue, cut: Cut) -> Result<(), String> {
     owner.act();
     let mut segment = 0;
     for step in &dialogue.steps {
-        owner.perform(&step.deed, cut, &mut segment).map_err(|why| format!("{}: {cut:?}: {why}", dialogue.place(step.line)))?;
+        owner
+            .perform(&step.deed, cut, &mut segment)
+            .map_err(|why| format!("{}: {cut:?}: {why}", dialogue.place(step.line)))?;
     }
     owner.finish(dialogue)
 }
@@ -165,7 +167,10 @@ impl Owner {
                 if !peer.seen.starts_with(octets) {
                     let seen = peer.seen.escape_ascii().to_string();
                     let expected = octets.escape_ascii();
-                    return Err(format!("{side:?} expected \"{expected}\"\n    got \"{seen}\" (phase {:?})", self.session.phase()));
+                    return Err(format!(
+                        "{side:?} expected \"{expected}\"\n    got \"{seen}\" (phase {:?})",
+                        self.session.phase()
+                    ));
                 }
                 peer.seen.drain(..octets.len());
                 if *side == Side::Client && octets.starts_with(b"454 4.7.0 TLS not available") {
@@ -271,7 +276,9 @@ impl Owner {
         let phase = self.session.phase();
         match phase {
             Phase::RelayPlain => took |= self.relay(Side::Client, Side::Child) | self.relay(Side::Child, Side::Client),
-            Phase::RelayTls => took |= self.relay(Side::Client, Side::Backend) | self.relay(Side::Backend, Side::Client),
+            Phase::RelayTls => {
+                took |= self.relay(Side::Client, Side::Backend) | self.relay(Side::Backend, Side::Client)
+            }
             _ => {
                 took |= self.take_client();
                 took |= self.take_server();
@@ -385,12 +392,7 @@ impl Owner {
                 self.close();
                 return true;
             }
-            Phase::Greeting
-            | Phase::Replay
-            | Phase::SecureClient
-            | Phase::Gate
-            | Phase::Close
-            | Phase::Snoop => {}
+            Phase::Greeting | Phase::Replay | Phase::SecureClient | Phase::Gate | Phase::Close | Phase::Snoop => {}
         }
         self.session.phase() != before
     }
