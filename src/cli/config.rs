@@ -9,9 +9,8 @@ use log::LevelFilter;
 
 use super::args::Typed;
 use super::options::{Id, OPTIONS};
-pub use crate::engine::RelayMode;
 use crate::error::Fatal;
-use crate::session::policy::{Cutoff, Policy, Replay, Timeouts};
+use crate::session::policy::{Cutoff, Policy, RelayMode, Replay, Timeouts};
 use crate::smtp::command::Verb;
 
 /// A checked command line.

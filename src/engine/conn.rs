@@ -11,6 +11,7 @@ use mio::event::Event;
 use mio::{Interest, Registry, Token};
 
 use crate::client_info::ClientInfo;
+use crate::session::policy::RelayMode;
 use crate::session::{ChildEnd, ClientEnd, EndReason, Phase, Policy, Session};
 use crate::sys::child::Child;
 use crate::sys::dial::Target;
@@ -21,7 +22,6 @@ use super::bridge::{self, Received, Trouble};
 use super::closing::Closing;
 use super::dismissal::Dismissal;
 use super::handover::{Backend, Dial, Dialled, Secrets, Setups};
-use super::pump::RelayMode;
 use super::relay::Relay;
 use super::report::{self, Tally};
 

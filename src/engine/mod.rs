@@ -19,7 +19,6 @@ use mio::{Events, Poll};
 
 pub use conn::{CLIENT_IN, CLIENT_OUT, Conn, Driven, Parts, SIGNALS};
 pub use handover::Secrets;
-pub use pump::RelayMode;
 
 use crate::error::exit;
 

@@ -9,6 +9,7 @@ use std::io;
 
 use rustix::io::Errno;
 
+use crate::session::policy::RelayMode;
 use crate::sys::end::End;
 use crate::sys::splice::{self, Spliced};
 
@@ -20,16 +21,6 @@ const COPY: usize = 64 * 1024;
 
 /// A splice of this much is bulk, for which the pipe is grown.
 const BULK: usize = 32 * 1024;
-
-/// How opaque octets move between client and child.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum RelayMode {
-    /// In the kernel, from socket to pipe and from pipe to socket.
-    #[default]
-    Splice,
-    /// By read and write, for comparison.
-    Copy,
-}
 
 /// How a run ended.
 #[derive(Debug)]

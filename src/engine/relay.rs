@@ -6,6 +6,7 @@ use std::time::Instant;
 use log::warn;
 use mio::{Interest, Registry};
 
+use crate::session::policy::RelayMode;
 use crate::session::{BackendEnd, ChildEnd, ClientEnd, EndReason, Session};
 use crate::sys::child;
 use crate::sys::end::End;
@@ -14,7 +15,7 @@ use crate::tls::TlsError;
 use super::bridge::{self, Received, Trouble};
 use super::conn::{CHILD_EXIT, Conn, IDLE, tls_trouble};
 use super::handover::Backend;
-use super::pump::{Pump, RelayMode, Run};
+use super::pump::{Pump, Run};
 
 /// Both directions of the plaintext relay.
 #[derive(Debug)]

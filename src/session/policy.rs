@@ -67,6 +67,16 @@ pub enum Replay {
     None,
 }
 
+/// How opaque octets move between client and child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum RelayMode {
+    /// In the kernel, from socket to pipe and from pipe to socket.
+    #[default]
+    Splice,
+    /// By read and write, for comparison.
+    Copy,
+}
+
 /// How long each wait may last. Defaults are protocol.md's, Time-outs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
