@@ -34,10 +34,6 @@ impl Wire {
         Self { socket, tls: None, received: Vec::new(), end: None }
     }
 
-    pub(crate) fn socket(&self) -> &TcpStream {
-        &self.socket
-    }
-
     /// Does the handshake; what was received in clear and not looked at is an error.
     pub(crate) fn secure(&mut self, tls: Connection) -> Result<(), String> {
         if !self.received.is_empty() {
@@ -149,10 +145,7 @@ impl Wire {
         let read = match &mut self.tls {
             None => {
                 let mut piece = [0; 16 * 1024];
-                self.socket.read(&mut piece).map(|n| {
-                    self.received.extend_from_slice(&piece[..n]);
-                    n
-                })
+                self.socket.read(&mut piece).inspect(|&n| self.received.extend_from_slice(&piece[..n]))
             }
             Some(tls) => tls.read_tls(&mut self.socket),
         };
