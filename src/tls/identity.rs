@@ -273,6 +273,21 @@ mod tests {
     }
 
     #[test]
+    fn compares_a_key_without_its_public_half_all_the_same() {
+        // RFC 8410 7: version 0, the algorithm, the seed. rcgen writes version 1, with the public key after the seed.
+        let without_public_half = |key: &KeyPair| {
+            let head = [&[0x30, 0x2e, 2, 1, 0][..], &key.serialized_der()[5..12]].concat();
+            pem("PRIVATE KEY", &[&head, &key.serialized_der()[12..48]].concat())
+        };
+        let [key, other] = [&PKCS_ED25519, &PKCS_ED25519].map(|algorithm| KeyPair::generate_for(algorithm).unwrap());
+        let certificate = CertificateParams::default().self_signed(&key).unwrap();
+        let certificate = pem("CERTIFICATE", certificate.der());
+        assert!(Identity::from_pem(&certificate, &without_public_half(&key), NOW).is_ok());
+        let error = Identity::from_pem(&certificate, &without_public_half(&other), NOW).unwrap_err();
+        assert!(matches!(error, IdentityError::KeyMismatch), "{error}");
+    }
+
+    #[test]
     fn accepts_one_text_with_key_and_certificate() {
         let (certificate, key) = p256();
         let both = [key, certificate].concat();
