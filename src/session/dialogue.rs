@@ -56,8 +56,11 @@ pub(super) struct Dialogue {
     pub(super) lines: Lines,
     owed: VecDeque<Owed>,
     scanner: Scanner,
-    /// The part of an EHLO reply that has come: the edited reply leaves in one write.
+    /// What has come and is not passed on: of an EHLO reply all, for the edited one leaves in one write; of any other
+    /// line the code, until it is seen to be one.
     collected: Vec<u8>,
+    /// A part of the server's present reply has been passed on.
+    said: bool,
     line_start: usize,
     collecting: bool,
     last: Option<Code>,
@@ -74,8 +77,8 @@ impl Dialogue {
 
     /// A command went to the server.
     pub(super) fn ask(&mut self, asked: Asked) {
-        self.collecting = self.owed.is_empty() && matches!(asked, Asked::Ehlo(_));
         self.owed.push_back(Owed::Servers(asked));
+        self.look_ahead();
     }
 
     /// A command is answered by us.
@@ -131,7 +134,7 @@ impl Dialogue {
 
     /// Whether a reply of ours would stand between two whole replies.
     pub(super) fn may_speak(&self) -> bool {
-        !self.scanner.is_inside_reply() || self.collecting
+        !self.said
     }
 
     /// The code of the server's last whole reply.
@@ -148,66 +151,71 @@ impl Dialogue {
     /// says how many were used and what they meant.
     pub(super) fn hear(&mut self, octets: &[u8], edit: Option<Edit>, out: &mut Buffer) -> (usize, Heard) {
         let (used, scanned) = self.scanner.scan(octets);
-        let piece = &octets[..used];
-        self.collecting = self.collecting && edit.is_some();
-        if self.collecting {
-            self.collect(piece, out);
-        } else {
-            out.push(piece);
-        }
+        self.collected.extend_from_slice(&octets[..used]);
+        self.collecting = self.collecting && edit.is_some() && self.is_editable();
         let heard = match scanned {
-            Scanned::Inside => Heard::Part,
-            Scanned::Line(_) => {
-                self.line_start = self.collected.len();
-                Heard::Part
-            }
+            Scanned::NotSmtp => return (used, Heard::NotSmtp),
+            Scanned::Inside | Scanned::Line(_) => Heard::Part,
             Scanned::Final(code) => {
-                self.flush(edit, out);
+                if self.collecting {
+                    self.edit(edit, out);
+                }
                 self.last = Some(code);
                 match self.owed.front() {
-                    Some(Owed::Servers(asked)) => {
-                        let asked = *asked;
-                        self.advance();
-                        Heard::Answer(asked, code)
-                    }
+                    Some(Owed::Servers(asked)) => Heard::Answer(*asked, code),
                     Some(Owed::Ours(_) | Owed::End(_)) | None => Heard::Unasked,
                 }
             }
-            Scanned::NotSmtp => {
-                self.flush(None, out);
-                Heard::NotSmtp
-            }
         };
+        if matches!(scanned, Scanned::Line(_)) {
+            self.line_start = self.collected.len();
+        }
+        if !self.collecting && self.scanner.is_code_known() {
+            self.pass_on(out);
+        }
+        if matches!(scanned, Scanned::Final(_)) {
+            self.said = false;
+            if let Heard::Answer(..) = heard {
+                self.advance();
+            }
+        }
         (used, heard)
+    }
+
+    /// Passes on what is held back, as it came.
+    pub(super) fn pass_on(&mut self, out: &mut Buffer) {
+        self.said |= !self.collected.is_empty();
+        out.push(&self.collected);
+        self.collected.clear();
+        self.line_start = 0;
+    }
+
+    /// Whether what is collected has not grown beyond all measure.
+    fn is_editable(&self) -> bool {
+        let line = self.collected.len() - self.line_start;
+        self.collected.len() <= limits::EHLO_REPLY && line <= limits::EHLO_LINE
+    }
+
+    fn edit(&mut self, edit: Option<Edit>, out: &mut Buffer) {
+        if let Some(edit) = edit {
+            self.own_starttls = ehlo::is_all_250(&self.collected) && ehlo::offers(&self.collected, "STARTTLS");
+            ehlo::edit(&self.collected, edit, out.as_mut_vec());
+            self.collected.clear();
+            self.line_start = 0;
+        }
     }
 
     /// The head of the queue is dealt with.
     fn advance(&mut self) {
         self.owed.pop_front();
-        self.collecting = matches!(self.owed.front(), Some(Owed::Servers(Asked::Ehlo(_))));
+        self.look_ahead();
     }
 
-    /// Keeps a piece of an EHLO reply, or gives up editing where it grows beyond all measure.
-    fn collect(&mut self, piece: &[u8], out: &mut Buffer) {
-        self.collected.extend_from_slice(piece);
-        let line = self.collected.len() - self.line_start;
-        if self.collected.len() > limits::EHLO_REPLY || line > limits::EHLO_LINE {
-            self.flush(None, out);
-            self.collecting = false;
+    /// An EHLO reply that is next is collected, unless it has begun already as one that nobody asked for.
+    fn look_ahead(&mut self) {
+        if !self.scanner.is_inside_reply() {
+            self.collecting = matches!(self.owed.front(), Some(Owed::Servers(Asked::Ehlo(_))));
         }
-    }
-
-    /// Passes on what was collected, edited or as it is.
-    fn flush(&mut self, edit: Option<Edit>, out: &mut Buffer) {
-        match edit {
-            Some(edit) if !self.collected.is_empty() => {
-                self.own_starttls = ehlo::is_all_250(&self.collected) && ehlo::offers(&self.collected, "STARTTLS");
-                ehlo::edit(&self.collected, edit, out.as_mut_vec());
-            }
-            Some(_) | None => out.push(&self.collected),
-        }
-        self.collected.clear();
-        self.line_start = 0;
     }
 }
 

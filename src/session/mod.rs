@@ -559,6 +559,7 @@ impl Session {
         if self.policy.require_tls {
             self.finish(EndReason::Child(ChildEnd::NotSmtp), now);
         } else {
+            self.dialogue.pass_on(&mut self.to_client);
             self.cut_off(now);
         }
     }

@@ -39,7 +39,7 @@ pub(super) struct Snooper {
 }
 
 impl Snooper {
-    /// `--cutoff seconds=N` has passed: the next command that is not STARTTLS is the cutoff.
+    /// `--cutoff seconds=N` has passed: the next command, whatever it is, is the cutoff.
     pub(super) fn time_is_up(&mut self) {
         self.time_is_up = true;
     }
@@ -79,6 +79,7 @@ impl Snooper {
     fn command(&mut self, verb: Verb, bare: bool, policy: &Policy) -> Verdict {
         match verb {
             Verb::Foreign => Verdict::End(EndReason::Client(ClientEnd::NotSmtp)),
+            Verb::Starttls if self.time_is_up => Verdict::Cutoff,
             Verb::Starttls if bare => Verdict::Starttls,
             Verb::Starttls => {
                 self.count();
@@ -118,7 +119,9 @@ impl Snooper {
     fn is_cutoff(&self, verb: Verb, policy: &Policy) -> bool {
         let by_count = policy.cutoff.commands.is_some_and(|limit| self.commands >= limit);
         match verb {
-            Verb::Starttls | Verb::Xclient | Verb::Xforward | Verb::Foreign => false,
+            Verb::Xclient | Verb::Xforward | Verb::Foreign => false,
+            // The command after the last of N may still be STARTTLS; after N seconds it comes too late.
+            Verb::Starttls => self.time_is_up,
             // Ending is always allowed, whatever is required.
             Verb::Quit if policy.require_tls => false,
             _ => policy.cutoff.verbs.contains(&verb) || by_count || self.time_is_up,

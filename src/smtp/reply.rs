@@ -137,7 +137,13 @@ impl Scanner {
         (octets.len(), Scanned::Inside)
     }
 
-    /// Whether a reply has begun and is not whole: nothing of ours may be said now.
+    /// Whether the code of the present line has been read, with the octet behind it, or no line has begun.
+    #[must_use]
+    pub fn is_code_known(&self) -> bool {
+        self.column == 0 || self.column == 4
+    }
+
+    /// Whether a reply has begun and is not whole.
     #[must_use]
     pub fn is_inside_reply(&self) -> bool {
         self.inside_reply
@@ -219,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_when_nothing_of_ours_may_be_said() {
+    fn knows_when_a_reply_is_not_whole() {
         let mut scanner = Scanner::default();
         assert!(!scanner.is_inside_reply());
         scanner.scan(b"2");
