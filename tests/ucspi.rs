@@ -16,6 +16,7 @@ mod wire;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use child::Child;
 use dialogue::Doors;
@@ -72,7 +73,11 @@ fn starttls(door: &mut Door) {
 
 #[test]
 fn child_has_the_environment_it_would_have_had_without_us() {
-    let ours = [("CERTFILE", "/nonexistent"), ("KEYFILE", "/x"), ("CADIR", "/y"), ("TLS_UID", "0"), ("TLS_GID", "0")];
+    // Only root can become somebody else; anybody can stay who he is.
+    let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
+    let id = |own: u32| if uid.is_root() { "65534".to_owned() } else { own.to_string() };
+    let (uid, gid) = (id(uid.as_raw()), id(gid.as_raw()));
+    let ours = [("CERTFILE", "/nonexistent"), ("KEYFILE", "/x"), ("CADIR", "/y"), ("TLS_UID", &uid), ("TLS_GID", &gid)];
     let environment = [&ours[..], &[("RELAYCLIENT", ""), ("LANG", "C")]].concat();
     let mut door = Door::open(&Start { environment: &environment, ..Start::default() });
     let child = Child::accept(&door.puppets).unwrap_or_else(|why| panic!("{why}: {}", door.said()));
@@ -135,10 +140,30 @@ fn a_child_that_ignores_eof_and_sigterm_is_killed_and_delays_nobody() {
     door.backend.wire().unwrap().send(b"250 secure.example\r\n");
     client.get(b"250 secure.example\r\n").unwrap();
     // Neither end of the child's pipes is closed by the child: only SIGKILL ends it, 5 + 5 seconds after the dismissal.
-    assert!(child.is_gone(std::time::Duration::from_secs(15)), "{}", door.said());
+    assert!(child.is_gone(Duration::from_secs(15)), "{}", door.said());
     // The session has not noticed.
     client.send(b"NOOP\r\n");
     door.backend.wire().unwrap().get(b"NOOP\r\n").unwrap();
+}
+
+#[test]
+fn a_dismissed_child_is_reaped_at_once_and_an_idle_session_costs_nothing() {
+    let mut door = Door::open(&Start::default());
+    let mut child = Child::accept(&door.puppets).unwrap();
+    greet(&mut door, &mut child);
+    starttls(&mut door);
+    let client = door.client.as_mut().unwrap();
+    client.secure(tls_client()).unwrap();
+    client.send(b"EHLO client.example\r\n");
+    door.backend.wire().unwrap().get(b"EHLO client.example\r\n").unwrap();
+    child.get(b"QUIT\r\n").unwrap();
+    child.exit(0);
+    assert!(child.is_gone(Duration::from_secs(2)), "the child stays a zombie: {}", door.said());
+    // Past the farewell's 5 seconds: a deadline that nobody looks after would spin.
+    let before = door.processor_time();
+    thread::sleep(Duration::from_secs(6));
+    let spent = door.processor_time() - before;
+    assert!(spent < Duration::from_millis(100), "idle for 6 seconds, {spent:?} of processor time");
 }
 
 #[test]
