@@ -76,8 +76,15 @@ impl Conn {
         }
         self.dismiss(registry, now);
         self.close_client(clean, now);
-        let child_gone = self.dismissal.as_mut().is_none_or(|dismissal| dismissal.poll(now));
-        child_gone && self.client.is_none()
+        self.tend_dismissal(now);
+        self.dismissal.is_none() && self.client.is_none()
+    }
+
+    /// Goes on with the child's farewell; it is over when the child is reaped.
+    pub(super) fn tend_dismissal(&mut self, now: Instant) {
+        if self.dismissal.as_mut().is_some_and(|dismissal| dismissal.poll(now)) {
+            self.dismissal = None;
+        }
     }
 
     fn close_client(&mut self, clean: bool, now: Instant) {

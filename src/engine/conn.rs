@@ -11,6 +11,7 @@ use mio::event::Event;
 use mio::{Interest, Registry, Token};
 
 use crate::client_info::ClientInfo;
+use crate::logging::escape;
 use crate::session::policy::RelayMode;
 use crate::session::{ChildEnd, ClientEnd, EndReason, Phase, Policy, Session};
 use crate::sys::child::Child;
@@ -45,6 +46,9 @@ const SCRATCH: usize = 8 * 1024;
 
 /// Rounds of one `drive` before the loop looks at everything else.
 const ROUNDS: usize = 64;
+
+/// The longest error text that is logged.
+const ERROR_TEXT: usize = 300;
 
 /// Buffers that have been idle for so long are given back.
 pub(super) const IDLE: Duration = Duration::from_secs(1);
@@ -237,6 +241,7 @@ impl Conn {
         if self.terminations.as_mut().is_some_and(|end| core::mem::take(&mut end.readable)) {
             self.session.handle_terminate(now);
         }
+        self.tend_dismissal(now);
         self.trim(now);
         let mut rounds = 0;
         loop {
@@ -603,8 +608,8 @@ impl Conn {
             }
             Err(Trouble::Tls(error)) => {
                 let reason = match error {
-                    TlsError::Panicked(_) | TlsError::Unexpected(_) => EndReason::Engine(error.to_string()),
-                    _ => EndReason::Handshake(error.to_string()),
+                    TlsError::Panicked(_) | TlsError::Unexpected(_) => EndReason::Engine(said(&error)),
+                    _ => EndReason::Handshake(said(&error)),
                 };
                 self.session.handle_end(reason, now);
                 return true;
@@ -656,13 +661,18 @@ impl Conn {
     }
 }
 
+/// What a TLS error says, for the log: names in certificates and alerts come from the peer.
+fn said(error: &TlsError) -> String {
+    escape(error.to_string().as_bytes(), ERROR_TEXT).to_string()
+}
+
 /// TLS failed after the handshake: whose leg, and why.
 pub(super) fn tls_trouble(session: &mut Session, leg: &str, error: TlsError, now: Instant) {
     let reason = match error {
         TlsError::Panicked(_) | TlsError::Unexpected(_) | TlsError::NotReady | TlsError::AfterClose => {
-            EndReason::Engine(format!("{leg}: {error}"))
+            EndReason::Engine(format!("{leg}: {}", said(&error)))
         }
-        _ => EndReason::Tls(format!("{leg}: {error}")),
+        _ => EndReason::Tls(format!("{leg}: {}", said(&error))),
     };
     session.handle_end(reason, now);
 }
@@ -670,6 +680,6 @@ pub(super) fn tls_trouble(session: &mut Session, leg: &str, error: TlsError, now
 fn describe(trouble: &Trouble) -> String {
     match trouble {
         Trouble::Broken(error) => error.to_string(),
-        Trouble::Tls(error) => error.to_string(),
+        Trouble::Tls(error) => said(error),
     }
 }
