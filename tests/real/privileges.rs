@@ -142,10 +142,12 @@ fn the_wrapper_gives_up_what_the_child_keeps() {
     };
     let ids = vec![TLS.to_string(); 4];
     assert_eq!((field(wrapper, "Uid:"), field(wrapper, "Gid:")), (ids.clone(), ids));
-    assert_eq!(field(wrapper, "Groups:"), Vec::<String>::new());
+    assert!(field(wrapper, "Groups:").iter().all(|group| *group == TLS.to_string()), "root's groups are gone");
     assert_eq!(field(wrapper, "NoNewPrivs:"), ["1"]);
     assert_eq!((field(child, "Uid:"), field(child, "NoNewPrivs:")), (vec!["0".to_owned(); 4], vec!["0".to_owned()]));
-    assert_eq!((field(child, "SigBlk:"), field(child, "SigIgn:")), (vec!["0".repeat(16)], vec!["0".repeat(16)]));
+    let signals = |name: &str| u64::from_str_radix(&field(child, name).concat(), 16).expect("a mask");
+    // Signals 32 and 33 are glibc's own; its posix_spawn leaves them ignored in every program.
+    assert_eq!((signals("SigBlk:"), signals("SigIgn:") & !0x1_8000_0000), (0, 0));
     let environment = fs::read(format!("/proc/{child}/environ")).expect("environment");
     for taken in ["CERTFILE=", "KEYFILE=", "CAFILE=", "CADIR=", "TLS_UID=", "TLS_GID="] {
         assert!(
