@@ -35,7 +35,8 @@ fn every_dialogue_holds_through_the_program() {
             scope.spawn(|| {
                 while let Some(dialogue) = dialogues.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let played = std::panic::catch_unwind(|| door::play(dialogue));
-                    let played = played.unwrap_or_else(|_| Err(format!("{}: the rig panicked", dialogue.name())));
+                    let played =
+                        played.unwrap_or_else(|_| Err(format!("{}: the rig panicked", dialogue.path.display())));
                     if let Err(why) = played {
                         failures.lock().unwrap().push(why);
                     }

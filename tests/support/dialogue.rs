@@ -98,19 +98,9 @@ pub(crate) struct Dialogue {
 }
 
 impl Dialogue {
-    /// The file's name without its ending: the claim.
-    pub(crate) fn name(&self) -> String {
-        self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
-    }
-
     /// `file:line`, as a compiler would print it.
     pub(crate) fn place(&self, line: usize) -> String {
         format!("{}:{line}", self.path.display())
-    }
-
-    /// Whether the script asks to see a line or an end at `side` after step number `index`.
-    pub(crate) fn comes_later(&self, index: usize, matches: impl Fn(&Deed) -> bool) -> bool {
-        self.steps.iter().skip(index + 1).any(|step| matches(&step.deed))
     }
 }
 

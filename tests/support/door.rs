@@ -249,7 +249,8 @@ fn perform(dialogue: &Dialogue, at: usize, door: &mut Door, child: &mut Child) -
         Deed::SeesEnd(Side::Child) => {
             child.get_end()?;
             // A child that has nothing more to say goes when its input ends.
-            if !dialogue.comes_later(at, |d| matches!(d, Deed::Sends(Side::Child, _) | Deed::Ends(Side::Child))) {
+            let acts = |deed: &Deed| matches!(deed, Deed::Sends(Side::Child, _) | Deed::Ends(Side::Child));
+            if !dialogue.steps.iter().skip(at + 1).any(|step| acts(&step.deed)) {
                 child.exit(0);
             }
         }

@@ -328,11 +328,11 @@ impl Owner {
                 return true;
             }
         }
-        if phase == Phase::Commit || self.session.wants_backend() {
-            if let Some(piece) = self.backend.waiting.pop_front() {
-                self.session.handle_backend(&piece, self.now);
-                return true;
-            }
+        if (phase == Phase::Commit || self.session.wants_backend())
+            && let Some(piece) = self.backend.waiting.pop_front()
+        {
+            self.session.handle_backend(&piece, self.now);
+            return true;
         }
         let waits = matches!(phase, Phase::Snoop | Phase::Dial | Phase::Close);
         if self.backend.closed && !self.backend.closed_told && self.backend.waiting.is_empty() && !waits {
