@@ -79,10 +79,15 @@ impl Parted {
             (file, folder) => Roots::Files { file, folder },
         };
         let (input, output) = inherited::client();
+        // Under inetd and systemd there is no TCPREMOTEIP.
+        let mut info = ClientInfo::from_ucspi(|name| std::env::var_os(name));
+        if info.address.is_none() {
+            info = inherited::peer(&input).map_or(info, ClientInfo::from);
+        }
         let parts = Parts {
             client: (End::shared(input, CLIENT_IN)?, End::shared(output, CLIENT_OUT)?),
             child,
-            info: ClientInfo::from_ucspi(|name| std::env::var_os(name)),
+            info,
             policy: Arc::new(policy),
             target: Target {
                 host: config.host.clone(),

@@ -8,9 +8,12 @@ mod closing;
 mod conn;
 mod dismissal;
 mod handover;
+mod plaintext;
 mod pump;
 mod relay;
 mod report;
+mod secure;
+mod write;
 
 use std::io;
 use std::time::Instant;

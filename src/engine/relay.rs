@@ -13,9 +13,10 @@ use crate::sys::end::End;
 use crate::tls::TlsError;
 
 use super::bridge::{self, Received, Trouble};
-use super::conn::{CHILD_EXIT, Conn, IDLE, tls_trouble};
+use super::conn::{CHILD_EXIT, Conn, IDLE};
 use super::handover::Backend;
 use super::pump::{Pump, Run};
+use super::secure::tls_trouble;
 
 /// Both directions of the plaintext relay.
 #[derive(Debug)]

@@ -49,6 +49,10 @@ impl Timers {
         self.active = now;
     }
 
+    pub(super) fn is_half_closed(&self) -> bool {
+        self.half_closed
+    }
+
     pub(super) fn is_unknown_over(&self, now: Instant) -> bool {
         now >= self.unknown + limits::UNKNOWN_VERB
     }

@@ -1,6 +1,7 @@
 //! What a UCSPI server, an inetd or a shell left us: descriptors, dispositions, a stderr that may be the client.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags, Stat};
@@ -31,13 +32,10 @@ pub fn client() -> (OwnedFd, OwnedFd) {
     raw::take_stdin_and_stdout()
 }
 
-/// Whether both descriptors are the same socket.
-///
-/// # Errors
-/// The system call's.
-pub fn are_one_socket(a: impl AsFd, b: impl AsFd) -> io::Result<bool> {
-    let (a, b) = (rustix::fs::fstat(a)?, rustix::fs::fstat(b)?);
-    Ok(is_socket(&a) && is_same(&a, &b))
+/// The TCP peer of `client`, if it has one.
+#[must_use]
+pub fn peer(client: impl AsFd) -> Option<SocketAddr> {
+    rustix::net::getpeername(client).ok()?.and_then(|peer| peer.try_into().ok())
 }
 
 fn is_socket(stat: &Stat) -> bool {

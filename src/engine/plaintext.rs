@@ -1,0 +1,64 @@
+//! The dialogue in plaintext: child and client are read as far as the session wants to hear them.
+
+use std::time::Instant;
+
+use crate::session::{ClientEnd, EndReason};
+
+use super::conn::{Conn, SCRATCH};
+
+impl Conn {
+    pub(super) fn snoop(&mut self, now: Instant) -> bool {
+        // Nothing of a hand-over that failed is used again.
+        (self.backend, self.dial) = (None, None);
+        let moved = self.read_child(now) | self.read_client(now);
+        if self.session.wants_child_eof() && self.session.to_child.is_empty() {
+            self.child_in = None;
+        }
+        moved
+    }
+
+    fn read_child(&mut self, now: Instant) -> bool {
+        let mut moved = false;
+        while self.session.wants_child() {
+            let Some(out) = self.child_out.as_mut().filter(|out| out.readable) else { break };
+            match out.read(&mut self.scratch[..]) {
+                Ok(None) => break,
+                Ok(Some(count)) if count > 0 => self.session.handle_child(&self.scratch[..count], now),
+                Ok(Some(_)) | Err(_) => {
+                    self.child_out = None;
+                    self.session.handle_child_eof(now);
+                }
+            }
+            moved = true;
+        }
+        moved
+    }
+
+    /// Reads the client's plaintext as far as the session wants it.
+    pub(super) fn read_client(&mut self, now: Instant) -> bool {
+        let mut moved = false;
+        while let Some(client) = self.client.as_mut().filter(|client| client.input.readable && !client.is_over) {
+            let room = self.session.client_room().min(SCRATCH);
+            if room == 0 {
+                break;
+            }
+            match client.input.read(&mut self.scratch[..room]) {
+                Ok(None) => break,
+                Ok(Some(0)) => {
+                    client.is_over = true;
+                    self.session.handle_client_eof(now);
+                }
+                Ok(Some(count)) => {
+                    self.tally.received += count as u64;
+                    self.session.handle_client(&self.scratch[..count], now);
+                }
+                Err(_) => {
+                    client.is_over = true;
+                    self.session.handle_end(EndReason::Client(ClientEnd::BrokeOff), now);
+                }
+            }
+            moved = true;
+        }
+        moved
+    }
+}

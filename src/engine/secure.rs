@@ -1,0 +1,241 @@
+//! From STARTTLS to the open gate: the backend is dialled, secured and replayed to; the client hears its 220; its TLS stands.
+//!
+//! Plaintext is collected here before it reaches the session: these are dialogues of a few hundred octets. In the relay
+//! nothing is.
+
+use std::time::Instant;
+
+use mio::Registry;
+
+use crate::logging::escape;
+use crate::session::{ClientEnd, EndReason, Phase, Session};
+use crate::tls::{Leg, TlsError};
+
+use super::bridge::{self, Received, Trouble};
+use super::conn::Conn;
+use super::handover::{Backend, Dial, Dialled};
+
+/// The longest error text that is logged.
+const ERROR_TEXT: usize = 300;
+
+impl Conn {
+    pub(super) fn dial(&mut self, registry: &Registry, now: Instant) -> bool {
+        if self.session.phase() != Phase::Dial {
+            self.dial = None;
+            return true;
+        }
+        let dialled = match self.begin_dial(registry, now) {
+            Ok(dial) => dial.poll(registry, now),
+            Err(why) => Dialled::Failed(why),
+        };
+        let done = match dialled {
+            Dialled::Wait => return false,
+            Dialled::Failed(why) => Err(why),
+            Dialled::Done(end) => match &self.setups {
+                Some(setups) => Backend::new(end, setups).map_err(|error| error.to_string()),
+                None => Err("no TLS configuration".to_owned()),
+            },
+        };
+        self.dial = None;
+        match done {
+            Ok(backend) => {
+                self.backend = Some(backend);
+                self.session.handle_dialled(now);
+            }
+            Err(why) => self.session.handle_handover_failed(why, now),
+        }
+        true
+    }
+
+    fn begin_dial(&mut self, registry: &Registry, now: Instant) -> Result<&mut Dial, String> {
+        if self.setups.is_none() {
+            let identity = self.secrets.identity.as_ref().ok_or("there is no certificate")?;
+            self.setups = Some(self.secrets.set_up(identity).map_err(|error| error.to_string())?);
+        }
+        match &mut self.dial {
+            Some(dial) => Ok(dial),
+            none => {
+                let patience = self.policy.timeouts.dial;
+                let begun = Dial::begin(&self.target, registry, patience, now).map_err(|error| error.to_string())?;
+                Ok(none.insert(begun))
+            }
+        }
+    }
+
+    /// Everything that the backend's TLS needs and brings, up to the gate.
+    pub(super) fn read_backend(&mut self, now: Instant) -> bool {
+        let mut moved = false;
+        loop {
+            let phase = self.session.phase();
+            if phase == Phase::Snoop {
+                return true;
+            }
+            let wanted = phase == Phase::SecureBackend || self.session.wants_backend();
+            let Some(backend) = self.backend.as_mut().filter(|b| wanted && b.end.readable && !b.is_over) else { break };
+            let mut plaintext = Vec::new();
+            let received =
+                bridge::receive(&mut backend.end, &mut backend.leg, &mut |octets| plaintext.extend_from_slice(octets));
+            let (is_secure, is_clean) = (!backend.leg.is_handshaking(), backend.leg.peer_closed());
+            match received {
+                Ok(Received::Nothing) => break,
+                Ok(Received::Octets(_)) => {}
+                Ok(Received::End) => backend.is_over = true,
+                Err(trouble) => {
+                    backend.is_over = true;
+                    let why = describe(&trouble);
+                    // The alert says why to the backend.
+                    let _ = bridge::transmit(&mut backend.end, &mut backend.leg);
+                    if phase.is_handover() {
+                        self.session.handle_handover_failed(why, now);
+                        moved = true;
+                        continue;
+                    }
+                }
+            }
+            moved = true;
+            if phase == Phase::SecureBackend && is_secure {
+                self.session.handle_backend_secured(now);
+            }
+            if !plaintext.is_empty() {
+                self.session.handle_backend(&plaintext, now);
+            }
+            let over = self.backend.as_ref().is_some_and(|backend| backend.is_over) || is_clean;
+            if over {
+                self.session.handle_backend_eof(is_clean, now);
+            }
+            if self.session.phase() == Phase::Close {
+                break;
+            }
+            self.write_backend(now);
+        }
+        moved
+    }
+
+    /// Nothing unsent, and a fresh look at the client, whatever readiness is remembered: then the 220.
+    pub(super) fn commit(&mut self, now: Instant) -> bool {
+        if !self.session.to_client.is_empty() {
+            return self.read_client(now);
+        }
+        let Some(client) = &mut self.client else { return false };
+        client.input.readable = true;
+        let found = self.read_client(now);
+        if !found && self.session.phase() == Phase::Commit {
+            self.session.handle_quiet(now);
+            return true;
+        }
+        found
+    }
+
+    pub(super) fn announce(&mut self, registry: &Registry, now: Instant) -> bool {
+        let Some(client) = self.client.as_mut().filter(|_| self.session.to_client.is_empty()) else { return false };
+        let leg = self.setups.as_ref().map(|setups| Leg::accept(&setups.server));
+        match leg {
+            Some(Ok(leg)) => client.leg = Some(leg),
+            Some(Err(error)) => self.session.handle_end(EndReason::Engine(error.to_string()), now),
+            None => self.session.handle_end(EndReason::Bug("no TLS configuration".to_owned()), now),
+        }
+        if self.session.phase() == Phase::Announce {
+            self.session.handle_announced(now);
+            self.dismiss(registry, now);
+        }
+        true
+    }
+
+    pub(super) fn secure_client(&mut self, now: Instant) -> bool {
+        let Some(client) = self.client.as_mut().filter(|client| client.input.readable) else { return false };
+        let Some(leg) = &mut client.leg else { return false };
+        let mut early = Vec::new();
+        match bridge::receive(&mut client.input, leg, &mut |octets| early.extend_from_slice(octets)) {
+            Ok(Received::Nothing) => return false,
+            Ok(Received::Octets(count)) => self.tally.received += count as u64,
+            Ok(Received::End) => {
+                client.is_over = true;
+                self.session.handle_client_eof(now);
+                return true;
+            }
+            Err(Trouble::Broken(_)) => {
+                client.is_over = true;
+                self.session.handle_end(EndReason::Client(ClientEnd::BrokeOff), now);
+                return true;
+            }
+            Err(Trouble::Tls(error)) => {
+                let reason = match error {
+                    TlsError::Panicked(_) | TlsError::Unexpected(_) => EndReason::Engine(said(&error)),
+                    _ => EndReason::Handshake(said(&error)),
+                };
+                self.session.handle_end(reason, now);
+                return true;
+            }
+        }
+        if !leg.is_handshaking() {
+            let closed = leg.peer_closed();
+            self.session.handle_client_secured(now);
+            self.hand_plaintext(&early, now);
+            if closed && self.session.phase() == Phase::Gate {
+                self.session.handle_client_eof(now);
+            }
+        }
+        true
+    }
+
+    /// The client's TLS at the gate.
+    pub(super) fn read_client_tls(&mut self, now: Instant) -> bool {
+        let mut moved = false;
+        while self.session.phase() == Phase::Gate && self.session.client_room() > 0 {
+            let Some(client) = self.client.as_mut().filter(|c| c.input.readable && !c.is_over) else { break };
+            let Some(leg) = &mut client.leg else { break };
+            let mut plaintext = Vec::new();
+            match bridge::receive(&mut client.input, leg, &mut |octets| plaintext.extend_from_slice(octets)) {
+                Ok(Received::Nothing) => break,
+                Ok(Received::Octets(count)) => {
+                    self.tally.received += count as u64;
+                    let closed = leg.peer_closed();
+                    self.hand_plaintext(&plaintext, now);
+                    if closed && self.session.phase() == Phase::Gate {
+                        self.session.handle_client_eof(now);
+                    }
+                }
+                Ok(Received::End) => {
+                    client.is_over = true;
+                    self.session.handle_end(EndReason::Client(ClientEnd::BrokeOff), now);
+                }
+                Err(Trouble::Broken(_)) => {
+                    client.is_over = true;
+                    self.session.handle_end(EndReason::Client(ClientEnd::BrokeOff), now);
+                }
+                Err(Trouble::Tls(error)) => tls_trouble(&mut self.session, "client", error, now),
+            }
+            moved = true;
+        }
+        moved
+    }
+
+    fn hand_plaintext(&mut self, octets: &[u8], now: Instant) {
+        if !octets.is_empty() {
+            self.session.handle_client(octets, now);
+        }
+    }
+}
+
+/// What a TLS error says, for the log: names in certificates and alerts come from the peer.
+fn said(error: &TlsError) -> String {
+    escape(error.to_string().as_bytes(), ERROR_TEXT).to_string()
+}
+
+/// TLS failed after the handshake: whose leg, and why.
+pub(super) fn tls_trouble(session: &mut Session, leg: &str, error: TlsError, now: Instant) {
+    let reason = match error {
+        TlsError::Panicked(_) | TlsError::Unexpected(_) | TlsError::NotReady | TlsError::AfterClose => {
+            EndReason::Engine(format!("{leg}: {}", said(&error)))
+        }
+        _ => EndReason::Tls(format!("{leg}: {}", said(&error))),
+    };
+    session.handle_end(reason, now);
+}
+
+fn describe(trouble: &Trouble) -> String {
+    match trouble {
+        Trouble::Broken(error) => error.to_string(),
+        Trouble::Tls(error) => said(error),
+    }
+}

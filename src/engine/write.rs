@@ -1,0 +1,115 @@
+//! Writing: what waits leaves, as far as it is taken. A side that takes nothing more is deaf; what it still says is heard.
+
+use std::time::Instant;
+
+use crate::session::{ClientEnd, EndReason};
+
+use super::bridge;
+use super::conn::Conn;
+use super::secure::tls_trouble;
+
+impl Conn {
+    /// Writes what waits, as far as it is taken. True: something left.
+    pub(super) fn write_out(&mut self, now: Instant) -> bool {
+        let moved = self.write_client(now) | self.write_child() | self.write_backend(now);
+        if moved {
+            self.session.handle_written(now);
+        }
+        moved
+    }
+
+    fn write_client(&mut self, now: Instant) -> bool {
+        let Some(client) = &mut self.client else { return false };
+        if client.is_deaf {
+            self.session.to_client.clear();
+            return false;
+        }
+        let written = match &mut client.leg {
+            None => {
+                let mut written = Ok(0);
+                while !self.session.to_client.is_empty() && client.output.writable {
+                    match client.output.write(self.session.to_client.as_slice()) {
+                        Ok(Some(count)) => {
+                            self.session.to_client.consume(count);
+                            written = written.map(|sum| sum + count);
+                        }
+                        Ok(None) => break,
+                        Err(error) => {
+                            written = Err(error);
+                            break;
+                        }
+                    }
+                }
+                written
+            }
+            Some(leg) => {
+                if !self.session.to_client.is_empty() && !leg.is_handshaking() {
+                    // A leg that has failed takes nothing; its alert is what leaves.
+                    let _ = leg.send(self.session.to_client.as_slice());
+                    self.session.to_client.clear();
+                }
+                bridge::transmit(&mut client.output, leg)
+            }
+        };
+        match written {
+            Ok(count) => {
+                self.tally.sent += count as u64;
+                count > 0
+            }
+            Err(_) => {
+                client.is_deaf = true;
+                self.session.to_client.clear();
+                // After the close_notify nothing was left to say.
+                let reason = if client.close_sent { EndReason::Over } else { EndReason::Client(ClientEnd::BrokeOff) };
+                self.session.handle_end(reason, now);
+                true
+            }
+        }
+    }
+
+    fn write_child(&mut self) -> bool {
+        let Some(end) = &mut self.child_in else {
+            self.session.to_child.clear();
+            return false;
+        };
+        let mut moved = false;
+        while !self.session.to_child.is_empty() && end.writable {
+            match end.write(self.session.to_child.as_slice()) {
+                Ok(Some(count)) => self.session.to_child.consume(count),
+                Ok(None) => break,
+                // It no longer reads; what it still says is heard until it closes.
+                Err(_) => {
+                    self.child_in = None;
+                    return true;
+                }
+            }
+            moved = true;
+        }
+        moved
+    }
+
+    pub(super) fn write_backend(&mut self, now: Instant) -> bool {
+        let Some(backend) = &mut self.backend else {
+            self.session.to_backend.clear();
+            return false;
+        };
+        if backend.is_deaf {
+            self.session.to_backend.clear();
+            return false;
+        }
+        if !self.session.to_backend.is_empty() && !backend.leg.is_handshaking() {
+            if let Err(error) = backend.leg.send(self.session.to_backend.as_slice()) {
+                tls_trouble(&mut self.session, "backend", error, now);
+            }
+            self.session.to_backend.clear();
+        }
+        match bridge::transmit(&mut backend.end, &mut backend.leg) {
+            Ok(count) => count > 0,
+            // What it said before is read until its end.
+            Err(_) => {
+                backend.is_deaf = true;
+                true
+            }
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Both sides of a dialogue: the client's commands are taken, the server's replies heard, each in its order.
+
+use std::time::Instant;
+
+use crate::smtp::command::Verb;
+use crate::smtp::ehlo::Edit;
+use crate::smtp::line::Peek;
+use crate::smtp::reply::Ours;
+
+use super::dialogue::{Asked, Heard};
+use super::end::{BackendEnd, ChildEnd, ClientEnd, EndReason};
+use super::limits;
+use super::phase::{Cause, Phase};
+use super::snoop::Verdict;
+use super::{Note, Session};
+
+impl Session {
+    /// Takes commands as long as they are whole and their replies can be owed; says what is ours when it is its turn.
+    pub(super) fn take_commands(&mut self, now: Instant) {
+        loop {
+            if let Some(reason) = self.dialogue.settle(&mut self.to_client) {
+                return self.finish(reason, now);
+            }
+            let waiting = self.to_child.len().max(self.to_backend.len());
+            if !self.dialogue.may_take() || waiting > limits::TO_SERVER {
+                return;
+            }
+            let (lines, policy) = (&mut self.dialogue.lines, &self.policy);
+            let verdict = match self.phase {
+                Phase::Snoop => self.snooper.judge(lines, policy),
+                Phase::Gate => self.snooper.judge_at_gate(lines),
+                Phase::Dial
+                | Phase::SecureBackend
+                | Phase::Greeting
+                | Phase::Replay
+                | Phase::Commit
+                | Phase::Announce
+                | Phase::SecureClient
+                | Phase::RelayPlain
+                | Phase::RelayTls
+                | Phase::Close => return,
+            };
+            let in_turn = matches!(verdict, Verdict::Starttls | Verdict::Cutoff | Verdict::Alone);
+            if in_turn && !self.dialogue.is_quiet() {
+                return;
+            }
+            match verdict {
+                Verdict::Wait => return,
+                Verdict::Forward(verb) => self.forward(verb, now),
+                Verdict::Alone => {
+                    self.timers.sent_unknown(now);
+                    self.forward(Verb::Unknown, now);
+                }
+                Verdict::Answer(reply) => {
+                    self.dialogue.lines.consume();
+                    self.timers.touch(now);
+                    self.dialogue.answer(reply);
+                }
+                Verdict::Starttls => self.starttls(now),
+                Verdict::Cutoff if self.phase == Phase::Gate => return self.open(now),
+                Verdict::Cutoff => return self.cut_off(now),
+                Verdict::End(reason) => {
+                    self.dialogue.lines.consume();
+                    self.dialogue.end_in_turn(reason);
+                }
+            }
+        }
+    }
+
+    /// The line in front goes to the server, with CRLF, so that both read the same line.
+    pub(super) fn forward(&mut self, verb: Verb, now: Instant) {
+        let out = if self.phase == Phase::Gate { &mut self.to_backend } else { &mut self.to_child };
+        let mut asked = Asked::Unknown;
+        if let Peek::Line(line) = self.dialogue.lines.peek() {
+            out.push(line);
+            out.push(b"\r\n");
+            if verb != Verb::Unknown {
+                let number = self.transcript.record(verb, line);
+                asked = if verb == Verb::Ehlo { Asked::Ehlo(number) } else { Asked::Recorded(number) };
+            }
+        }
+        self.quit_seen |= verb == Verb::Quit;
+        self.dialogue.lines.consume();
+        self.dialogue.ask(asked);
+        self.snooper.count();
+        self.timers.touch(now);
+    }
+
+    /// STARTTLS has its turn.
+    pub(super) fn starttls(&mut self, now: Instant) {
+        self.dialogue.lines.consume();
+        self.snooper.count();
+        self.timers.touch(now);
+        if !self.dialogue.lines.is_empty() {
+            self.dialogue.end_in_turn(EndReason::Client(ClientEnd::BytesAfterStarttls));
+        } else if !self.policy.offer_tls {
+            self.notes.push(Note::NoCertificate);
+            self.dialogue.answer(Ours::TLS_NOT_AVAILABLE);
+        } else if self.client_eof {
+            self.finish(EndReason::Client(ClientEnd::Gone), now);
+        } else {
+            self.step(Cause::Starttls, now);
+        }
+    }
+
+    /// Snooping stops: what is held goes on as it came.
+    pub(super) fn cut_off(&mut self, now: Instant) {
+        let dialogue = core::mem::take(&mut self.dialogue);
+        self.to_child.push(&dialogue.lines.into_held());
+        self.timers.touch(now);
+        self.step(Cause::Cutoff, now);
+    }
+
+    /// EHLO inside TLS: it goes on, and everything behind it.
+    pub(super) fn open(&mut self, now: Instant) {
+        let dialogue = core::mem::take(&mut self.dialogue);
+        self.to_backend.push(&dialogue.lines.into_held());
+        self.timers.touch(now);
+        self.step(Cause::Opened, now);
+    }
+
+    /// The server of the present dialogue speaks.
+    pub(super) fn hear(&mut self, octets: &[u8], edit: Option<Edit>, now: Instant) {
+        let mut rest = octets;
+        while !rest.is_empty() {
+            match self.phase {
+                Phase::Snoop | Phase::Gate => {}
+                // In one read with the reply that let STARTTLS have its turn: unasked, and passed on.
+                Phase::Dial | Phase::SecureBackend | Phase::Greeting | Phase::Replay | Phase::Commit => {}
+                // In one read with what ended the snooping.
+                Phase::RelayPlain | Phase::RelayTls => return self.to_client.push(rest),
+                Phase::Announce | Phase::SecureClient | Phase::Close => return,
+            }
+            let (used, heard) = self.dialogue.hear(rest, edit, &mut self.to_client);
+            rest = &rest[used..];
+            match heard {
+                Heard::Part => {}
+                Heard::Unasked => self.take_commands(now),
+                Heard::Answer(asked, code) => {
+                    self.timers.touch(now);
+                    self.answered(asked, code.class(), now);
+                }
+                Heard::NotSmtp => self.no_smtp(now),
+            }
+        }
+    }
+
+    pub(super) fn answered(&mut self, asked: Asked, class: u8, now: Instant) {
+        if self.dialogue.take_own_starttls() {
+            self.notes.push(Note::ChildOffersStarttls);
+        }
+        match asked {
+            Asked::Ehlo(number) | Asked::Recorded(number) => self.transcript.answered(number, class),
+            Asked::Unknown if class != b'5' && self.phase == Phase::Snoop => return self.cut_off(now),
+            Asked::Unknown | Asked::Greeting => {}
+        }
+        if class == b'3' && self.phase == Phase::Snoop {
+            return self.no_smtp(now);
+        }
+        self.take_commands(now);
+    }
+
+    /// What the server speaks can't be followed any more.
+    pub(super) fn no_smtp(&mut self, now: Instant) {
+        if self.phase == Phase::Gate {
+            return self.finish(EndReason::Backend(BackendEnd::Gone), now);
+        }
+        if self.phase.is_handover() {
+            self.handle_handover_failed("the child speaks no SMTP".to_owned(), now);
+        }
+        self.notes.push(Note::ChildNotSmtp);
+        if self.policy.require_tls {
+            self.finish(EndReason::Child(ChildEnd::NotSmtp), now);
+        } else {
+            self.dialogue.pass_on(&mut self.to_client);
+            self.cut_off(now);
+        }
+    }
+}
