@@ -1,0 +1,143 @@
+//! The mail server of the bench: speaks the least SMTP there is, and throws letters away as fast as it can read them.
+//!
+//! `bench-sink` serves one session on descriptors 0 and 1, reading the socket or pipe itself in blocks of 64 KiB.
+//! `bench-sink --tls CERT KEY` listens on a port of 127.0.0.1, prints it, and serves sessions by TLS from the first octet, each
+//! in a thread, until it is killed.
+//! A letter is not parsed: its end is CR LF . CR LF at the end of a read, so nothing may be pipelined behind it.
+
+use std::env;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+/// Octets asked for in one read.
+const BLOCK: usize = 64 * 1024;
+
+const END: [u8; 5] = *b"\r\n.\r\n";
+
+fn main() -> io::Result<()> {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => {
+            let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+            let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+            serve(Ends { input, output })
+        }
+        ["--tls", cert, key] => listen(cert, key),
+        _ => Err(io::Error::other("usage: bench-sink [--tls CERT KEY]")),
+    }
+}
+
+fn listen(cert: &str, key: &str) -> io::Result<()> {
+    let chain = CertificateDer::pem_file_iter(cert).map_err(io::Error::other)?;
+    let chain = chain.collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?;
+    let key = PrivateKeyDer::from_pem_file(key).map_err(io::Error::other)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
+        .map_err(io::Error::other)?;
+    let config = Arc::new(config);
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    println!("{}", listener.local_addr()?.port());
+    for socket in listener.incoming() {
+        let (socket, config) = (socket?, config.clone());
+        // A session that breaks is its own matter.
+        thread::spawn(move || over_tls(socket, config));
+    }
+    Ok(())
+}
+
+fn over_tls(socket: TcpStream, config: Arc<ServerConfig>) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    let output = socket.try_clone()?;
+    // rustls asks for 4 KiB at a time; the buffer makes large reads of them.
+    let ends = Ends { input: BufReader::with_capacity(4 * BLOCK, socket), output };
+    let connection = ServerConnection::new(config).map_err(io::Error::other)?;
+    let mut stream = StreamOwned::new(connection, ends);
+    let served = serve(&mut stream);
+    stream.conn.send_close_notify();
+    stream.flush()?;
+    served
+}
+
+/// Two descriptors as one stream.
+struct Ends<R, W> {
+    input: R,
+    output: W,
+}
+
+impl<R: Read, W> Read for Ends<R, W> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.input.read(buffer)
+    }
+}
+
+impl<R, W: Write> Write for Ends<R, W> {
+    fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+        self.output.write(octets)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
+}
+
+/// One session, until QUIT or the end of the client.
+fn serve(mut stream: impl Read + Write) -> io::Result<()> {
+    let mut block = vec![0; BLOCK];
+    let mut held = 0;
+    say(&mut stream, "220 sink ESMTP\r\n")?;
+    loop {
+        while let Some(end) = block[..held].iter().position(|octet| *octet == b'\n') {
+            let verb: Vec<u8> = block[..end.min(4)].to_ascii_uppercase();
+            block.copy_within(end + 1..held, 0);
+            held -= end + 1;
+            match verb.as_slice() {
+                b"EHLO" => say(&mut stream, "250-sink\r\n250-PIPELINING\r\n250 8BITMIME\r\n")?,
+                b"DATA" => {
+                    say(&mut stream, "354 go on\r\n")?;
+                    let size = swallow(&mut stream, &mut block, held)?;
+                    held = 0;
+                    say(&mut stream, &format!("250 {size} octets\r\n"))?;
+                }
+                b"QUIT" => return say(&mut stream, "221 sink\r\n"),
+                _ => say(&mut stream, "250 ok\r\n")?,
+            }
+        }
+        match stream.read(&mut block[held..])? {
+            0 => return Ok(()),
+            count => held += count,
+        }
+    }
+}
+
+fn say(stream: &mut impl Write, reply: &str) -> io::Result<()> {
+    stream.write_all(reply.as_bytes())?;
+    stream.flush()
+}
+
+/// Reads a letter to its end; `held` octets of it are in the block already. Returns its size, the final dot included.
+fn swallow(stream: &mut impl Read, block: &mut [u8], held: usize) -> io::Result<u64> {
+    let mut tail = *b"\0\0\0\r\n"; // the line end of DATA counts for a letter of nothing
+    let (mut size, mut count) = (0, held);
+    loop {
+        size += count as u64;
+        let fresh = &block[count.saturating_sub(END.len())..count];
+        tail.copy_within(fresh.len().., 0);
+        tail[END.len() - fresh.len()..].copy_from_slice(fresh);
+        if tail == END {
+            return Ok(size);
+        }
+        count = stream.read(block)?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
