@@ -167,8 +167,7 @@ impl Conn {
                     client.is_over = true;
                     if !leg.peer_closed() && !client.close_sent {
                         // Not a clean end: the backend must not take it for one.
-                        self.session.handle_end(EndReason::Client(ClientEnd::BrokeOff), now);
-                        return true;
+                        self.session.handle_client_broke_off(now);
                     }
                 }
                 Err(Trouble::Broken(_)) => {
@@ -189,7 +188,7 @@ impl Conn {
             }
             backend.transmit();
         }
-        if (leg.peer_closed() || client.is_over) && backend.close() {
+        if (leg.peer_closed() || (client.is_over && client.close_sent)) && backend.close() {
             moved = true;
         }
         moved | finished(&mut self.session, client.close_sent, backend, now)

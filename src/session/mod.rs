@@ -44,7 +44,7 @@ use crate::smtp::reply::Ours;
 use dialogue::Dialogue;
 use replay::Progress;
 use snoop::Snooper;
-use timers::Timers;
+use timers::{RelayEnd, Timers};
 use transcript::Transcript;
 
 /// Something the operator should read that ends nothing. Made here, said by the owner.
@@ -352,7 +352,13 @@ impl Session {
 
     /// The server's side of a relay is finished; the client's gets [`limits::HALF_CLOSED`].
     pub fn handle_server_finished(&mut self, now: Instant) {
-        self.timers.half_closed(now);
+        self.timers.relay_ends(RelayEnd::Server, now);
+    }
+
+    /// In `RelayTls`: the client's connection has ended without close_notify. Many clients do that after QUIT: where the
+    /// backend ends cleanly within [`limits::LINGER`] by itself, the session is over; else it was broken off.
+    pub fn handle_client_broke_off(&mut self, now: Instant) {
+        self.timers.relay_ends(RelayEnd::Client, now);
     }
 
     /// SIGTERM.
@@ -397,8 +403,15 @@ impl Session {
             phase if phase.is_handover() && phase != Phase::Commit => {
                 self.handle_handover_failed("time-out".to_owned(), now);
             }
-            // The server had ended, and the client was given its time: nothing is missing.
-            Phase::RelayPlain | Phase::RelayTls if self.timers.is_half_closed() => self.finish(EndReason::Over, now),
+            phase @ (Phase::RelayPlain | Phase::RelayTls) => {
+                let reason = match self.timers.relay_end() {
+                    RelayEnd::Open => EndReason::Timeout(phase),
+                    // The client was given its time: nothing is missing.
+                    RelayEnd::Server => EndReason::Over,
+                    RelayEnd::Client => EndReason::Client(ClientEnd::BrokeOff),
+                };
+                self.finish(reason, now);
+            }
             phase => self.finish(EndReason::Timeout(phase), now),
         }
     }

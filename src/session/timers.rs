@@ -17,12 +17,23 @@ pub(super) struct Timers {
     entered: Instant,
     /// The last unknown verb was sent.
     unknown: Instant,
-    half_closed: bool,
+    closing: RelayEnd,
+}
+
+/// How far a relay has come to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RelayEnd {
+    /// Both sides talk.
+    Open,
+    /// The server's side has ended.
+    Server,
+    /// The client is gone without having said so.
+    Client,
 }
 
 impl Timers {
     pub(super) fn new(now: Instant) -> Self {
-        Self { started: now, active: now, entered: now, unknown: now, half_closed: false }
+        Self { started: now, active: now, entered: now, unknown: now, closing: RelayEnd::Open }
     }
 
     /// A new dialogue begins.
@@ -44,13 +55,14 @@ impl Timers {
         self.unknown = now;
     }
 
-    pub(super) fn half_closed(&mut self, now: Instant) {
-        self.half_closed = true;
+    /// One side of a relay has ended; the other gets a little time.
+    pub(super) fn relay_ends(&mut self, how: RelayEnd, now: Instant) {
+        self.closing = how;
         self.active = now;
     }
 
-    pub(super) fn is_half_closed(&self) -> bool {
-        self.half_closed
+    pub(super) fn relay_end(&self) -> RelayEnd {
+        self.closing
     }
 
     pub(super) fn is_unknown_over(&self, now: Instant) -> bool {
@@ -82,10 +94,14 @@ impl Timers {
             Phase::Replay => self.entered + timeouts.replay,
             Phase::Commit | Phase::Announce | Phase::SecureClient => self.entered + timeouts.handshake,
             Phase::Gate => dialogue,
-            Phase::RelayPlain | Phase::RelayTls if self.half_closed => {
-                self.active + timeouts.relay.min(limits::HALF_CLOSED)
+            Phase::RelayPlain | Phase::RelayTls => {
+                self.active
+                    + match self.closing {
+                        RelayEnd::Open => timeouts.relay,
+                        RelayEnd::Server => timeouts.relay.min(limits::HALF_CLOSED),
+                        RelayEnd::Client => timeouts.relay.min(limits::LINGER),
+                    }
             }
-            Phase::RelayPlain | Phase::RelayTls => self.active + timeouts.relay,
             Phase::Close => return None,
         })
     }

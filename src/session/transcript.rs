@@ -1,7 +1,7 @@
 //! What was recorded of the plaintext dialogue, and how the child took it: all that the replay may say.
 //!
 //! Only commands that change nothing but who the client says it is come here; a mail transaction or AUTH never does,
-//! because those are cutoffs. Bounded by [`limits::TRANSCRIPT`](super::limits::TRANSCRIPT).
+//! because those are cutoffs. Bounded by [`limits::TRANSCRIPT`].
 
 use std::collections::VecDeque;
 
