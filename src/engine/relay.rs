@@ -163,19 +163,13 @@ impl Conn {
             match received {
                 Ok(Received::Nothing) => break,
                 Ok(Received::Octets(count)) => self.tally.received += count as u64,
-                Ok(Received::End) => {
+                // A reset too: a client that closes before it has read our close_notify causes one.
+                Ok(Received::End) | Err(Trouble::Broken(_)) => {
                     client.is_over = true;
                     if !leg.peer_closed() && !client.close_sent {
                         // Not a clean end: the backend must not take it for one.
                         self.session.handle_client_broke_off(now);
                     }
-                }
-                Err(Trouble::Broken(_)) => {
-                    client.is_over = true;
-                    let reason =
-                        if client.close_sent { EndReason::Over } else { EndReason::Client(ClientEnd::BrokeOff) };
-                    self.session.handle_end(reason, now);
-                    return true;
                 }
                 Err(Trouble::Tls(error)) => {
                     tls_trouble(&mut self.session, "client", error, now);
@@ -211,7 +205,13 @@ impl Conn {
                     backend.is_over = true;
                     if !backend.leg.peer_closed() {
                         // What came before still leaves; the end that follows it is no clean one.
-                        self.session.handle_end(EndReason::Backend(BackendEnd::Truncated), now);
+                        let was_first = !client.is_over || leg.peer_closed();
+                        let reason = if was_first {
+                            EndReason::Backend(BackendEnd::Truncated)
+                        } else {
+                            EndReason::Client(ClientEnd::BrokeOff)
+                        };
+                        self.session.handle_end(reason, now);
                         return true;
                     }
                 }
