@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use log::warn;
-use mio::{Poll, Token};
+use mio::Poll;
 use zeroize::Zeroizing;
 
 use crate::cli::{Config, IdentitySource, OWN_VARIABLES};
 use crate::client_info::ClientInfo;
-use crate::engine::{self, Conn, Parts, Secrets};
+use crate::engine::{self, CLIENT_IN, CLIENT_OUT, Conn, Parts, SIGNALS, Secrets};
 use crate::error::Fatal;
 use crate::session::{EndReason, PolicyEnd};
 use crate::sys::child::Child;
@@ -23,11 +23,6 @@ use crate::sys::dial::Target;
 use crate::sys::end::End;
 use crate::sys::{inherited, privileges, signals};
 use crate::tls::{Identity, Roots, UnixTime};
-
-/// The loop's tokens of the ends that are made here.
-const CLIENT_IN: Token = engine::CLIENT_IN;
-const CLIENT_OUT: Token = engine::CLIENT_OUT;
-const SIGNALS: Token = engine::SIGNALS;
 
 /// Serves the one session. Returns the exit code.
 ///

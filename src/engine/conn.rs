@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::event::Event;
-use mio::{Interest, Registry, Token};
+use mio::{Interest, Registry};
 
 use crate::client_info::ClientInfo;
 use crate::session::policy::RelayMode;
@@ -18,26 +18,12 @@ use crate::sys::dial::Target;
 use crate::sys::end::End;
 use crate::tls::Leg;
 
-use super::closing::Closing;
 use super::dismissal::Dismissal;
 use super::handover::{Backend, Dial, Secrets, Setups};
-use super::relay::Relay;
+use super::linger::Linger;
+use super::pump::Relay;
 use super::report::{self, Tally};
-
-/// What the client sends.
-pub const CLIENT_IN: Token = Token(0);
-/// What the client is sent.
-pub const CLIENT_OUT: Token = Token(1);
-const CHILD_OUT: Token = Token(2);
-const CHILD_IN: Token = Token(3);
-/// The backend's socket.
-pub(super) const BACKEND: Token = Token(4);
-/// The child's pidfd.
-pub(super) const CHILD_EXIT: Token = Token(5);
-/// The resolver's thread.
-pub(super) const RESOLVED: Token = Token(6);
-/// SIGTERM.
-pub const SIGNALS: Token = Token(7);
+use super::tokens::{BACKEND, CHILD_EXIT, CHILD_IN, CHILD_OUT, CLIENT_IN, CLIENT_OUT, SIGNALS};
 
 /// What the dialogue is read into; larger replies of a child come in several reads.
 pub(super) const SCRATCH: usize = 8 * 1024;
@@ -111,7 +97,7 @@ pub struct Conn {
     pub(super) backend: Option<Backend>,
     pub(super) relay: Option<Relay>,
     pub(super) dismissal: Option<Dismissal>,
-    pub(super) closing: Option<Closing>,
+    pub(super) linger: Option<Linger>,
     pub(super) terminations: Option<End>,
     pub(super) info: ClientInfo,
     pub(super) policy: Arc<Policy>,
@@ -164,7 +150,7 @@ impl Conn {
             backend: None,
             relay: None,
             dismissal: None,
-            closing: None,
+            linger: None,
             terminations,
             info: parts.info,
             policy: parts.policy,
@@ -225,9 +211,9 @@ impl Conn {
     pub fn deadline(&self) -> Option<Instant> {
         let session = self.session.deadline();
         let dial = self.dial.as_ref().and_then(Dial::deadline);
-        let closing = self.client.as_ref().and(self.closing.as_ref()).map(Closing::deadline);
+        let linger = self.client.as_ref().and(self.linger.as_ref()).map(Linger::deadline);
         let dismissal = self.dismissal.as_ref().and_then(Dismissal::deadline);
-        [session, dial, closing, dismissal, self.trim].into_iter().flatten().min()
+        [session, dial, linger, dismissal, self.trim].into_iter().flatten().min()
     }
 
     /// Does all that can be done now.

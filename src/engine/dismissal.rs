@@ -10,7 +10,7 @@ use mio::{Interest, Registry};
 use crate::sys::child::Child;
 use crate::sys::end::End;
 
-use super::conn::CHILD_EXIT;
+use super::tokens::CHILD_EXIT;
 
 /// How far the farewell has gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use crate::tls::{
     server_setup,
 };
 
-use super::conn::{BACKEND, RESOLVED};
+use super::tokens::{BACKEND, RESOLVED};
 
 /// What both TLS legs are made from. Nothing of it is touched before a STARTTLS comes.
 #[derive(Debug)]

@@ -8,11 +8,13 @@ mod closing;
 mod conn;
 mod dismissal;
 mod handover;
+mod linger;
 mod plaintext;
 mod pump;
 mod relay;
 mod report;
 mod secure;
+mod tokens;
 mod write;
 
 use std::io;
@@ -20,8 +22,9 @@ use std::time::Instant;
 
 use mio::{Events, Poll};
 
-pub use conn::{CLIENT_IN, CLIENT_OUT, Conn, Driven, Parts, SIGNALS};
+pub use conn::{Conn, Driven, Parts};
 pub use handover::Secrets;
+pub use tokens::{CLIENT_IN, CLIENT_OUT, SIGNALS};
 
 use crate::error::exit;
 

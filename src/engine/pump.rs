@@ -22,6 +22,19 @@ const COPY: usize = 64 * 1024;
 /// A splice of this much is bulk, for which the pipe is grown.
 const BULK: usize = 32 * 1024;
 
+/// Both directions of the plaintext relay.
+#[derive(Debug)]
+pub(super) struct Relay {
+    pub(super) to_server: Pump,
+    pub(super) to_client: Pump,
+}
+
+impl Relay {
+    pub(super) fn new(mode: RelayMode) -> Self {
+        Self { to_server: Pump::new(mode), to_client: Pump::new(mode) }
+    }
+}
+
 /// How a run ended.
 #[derive(Debug)]
 pub(super) enum Run {

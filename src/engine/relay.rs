@@ -6,30 +6,17 @@ use std::time::Instant;
 use log::warn;
 use mio::{Interest, Registry};
 
-use crate::session::policy::RelayMode;
 use crate::session::{BackendEnd, ChildEnd, ClientEnd, EndReason, Session};
 use crate::sys::child;
 use crate::sys::end::End;
 use crate::tls::TlsError;
 
 use super::bridge::{self, Received, Trouble};
-use super::conn::{CHILD_EXIT, Conn, IDLE};
+use super::conn::{Conn, IDLE};
 use super::handover::Backend;
-use super::pump::{Pump, Run};
+use super::pump::{Relay, Run};
 use super::secure::tls_trouble;
-
-/// Both directions of the plaintext relay.
-#[derive(Debug)]
-pub(super) struct Relay {
-    pub(super) to_server: Pump,
-    pub(super) to_client: Pump,
-}
-
-impl Relay {
-    fn new(mode: RelayMode) -> Self {
-        Self { to_server: Pump::new(mode), to_client: Pump::new(mode) }
-    }
-}
+use super::tokens::CHILD_EXIT;
 
 impl Conn {
     /// Client and child. What was queued before the cutoff leaves first, in either direction.

@@ -15,7 +15,7 @@ use std::fmt;
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
-use super::setup::provider;
+use super::provider::provider;
 
 /// Our certificate chain, leaf first, and its key.
 pub struct Identity {
@@ -56,7 +56,7 @@ impl Identity {
     /// Errors: [`IdentityError::Name`] if no certificate can bear the name.
     pub fn self_signed(name: &str) -> Result<Self, IdentityError> {
         let refused = |error: rcgen::Error| IdentityError::Name(format!("{name:?}: {error}"));
-        if super::setup::server_name(name).is_err() {
+        if super::provider::server_name(name).is_err() {
             return Err(IdentityError::Name(format!("{name:?}: neither a DNS name nor an IP address")));
         }
         let mut request = rcgen::CertificateParams::new([name.to_owned()]).map_err(refused)?;

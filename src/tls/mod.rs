@@ -16,13 +16,15 @@ mod buffer;
 mod error;
 mod identity;
 mod leg;
+mod provider;
 mod setup;
 mod trust;
 
 pub use error::TlsError;
 pub use identity::{Identity, IdentityError};
 pub use leg::{Facts, Leg};
-pub use setup::{client_setup, server_name, server_setup};
+pub use provider::server_name;
+pub use setup::{client_setup, server_setup};
 pub use trust::{Roots, Trust};
 
 pub use rustls::pki_types::{CertificateDer, ServerName, UnixTime};

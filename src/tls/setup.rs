@@ -4,28 +4,21 @@
 //! process serves one connection, so a ticket could never be redeemed.
 
 use rustls::client::Resumption;
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::ServerName;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ServerConfig};
 use std::cell::RefCell;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use super::error::TlsError;
 use super::identity::Identity;
+use super::provider::provider;
 use super::trust::{Trust, Verifier};
 
 /// The application protocols that a client may name (RFC 7301; `smtp` and `esmtp` are what Exim accepts). Against
 /// cross-protocol attacks (ALPACA) a client that names only others is refused by rustls.
 const PROTOCOLS: [&[u8]; 2] = [b"smtp", b"esmtp"];
-
-/// The one provider of the process.
-pub(super) fn provider() -> &'static Arc<CryptoProvider> {
-    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
-    PROVIDER.get_or_init(|| Arc::new(aws_lc_rs::default_provider()))
-}
 
 /// The configuration towards clients. This is where the key is loaded: 90 us for P-256, 190 to 300 us for RSA-2048.
 ///
@@ -59,11 +52,6 @@ pub fn client_setup(trust: Trust) -> Result<Arc<ClientConfig>, TlsError> {
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
     Ok(Arc::new(config))
-}
-
-/// Reads a DNS name or a literal IP address, as the command line has it. Errors: [`TlsError::Name`].
-pub fn server_name(text: &str) -> Result<ServerName<'static>, TlsError> {
-    ServerName::try_from(text.to_owned()).map_err(|_| TlsError::Name(text.to_owned()))
 }
 
 thread_local! {

@@ -185,7 +185,7 @@ fn other(error: NoRoots) -> rustls::Error {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::identity::Identity;
-    use super::super::setup::{provider, server_name};
+    use super::super::provider::{provider, server_name};
     use super::*;
 
     #[test]
