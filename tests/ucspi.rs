@@ -1,6 +1,7 @@
 //! The program as a UCSPI child: every dialogue through the real door, and what a dialogue can't say: the child's
 //! surroundings, its end, and a client that is faster than a person.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
+#![allow(dead_code)] // each test program uses its part of tests/support
 
 #[path = "support/backend.rs"]
 mod backend;
@@ -10,6 +11,12 @@ mod child;
 mod dialogue;
 #[path = "support/door.rs"]
 mod door;
+#[path = "support/octets.rs"]
+mod octets;
+#[path = "support/steps.rs"]
+mod steps;
+#[path = "support/stream.rs"]
+mod stream;
 #[path = "support/wire.rs"]
 mod wire;
 

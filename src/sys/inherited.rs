@@ -18,9 +18,9 @@ pub fn clean_up() -> io::Result<()> {
     raw::close_on_exec_above_stderr()?;
     raw::default_dispositions()?;
     nix::sys::signal::SigSet::empty().thread_set_mask()?;
-    let client = rustix::fs::fstat(rustix::stdio::stdin())?;
+    let client = [rustix::fs::fstat(rustix::stdio::stdin())?, rustix::fs::fstat(rustix::stdio::stdout())?];
     let stderr = rustix::fs::fstat(rustix::stdio::stderr())?;
-    if is_socket(&client) && is_same(&client, &stderr) {
+    if is_socket(&stderr) && client.iter().any(|end| is_same(end, &stderr)) {
         rustix::stdio::dup2_stderr(null()?)?;
     }
     Ok(())

@@ -10,8 +10,8 @@ use std::time::Instant;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{Connection, ServerConfig, ServerConnection};
 
-use crate::child::wait_readable;
 use crate::dialogue::Backend;
+use crate::stream::wait_readable;
 use crate::wire::{PATIENCE, Wire};
 
 /// A certificate and its key, made now.
@@ -100,6 +100,38 @@ impl Server {
             rustix::net::listen(fd, 128).unwrap();
             self.listener = Listener::Open(TcpListener::from(fd.try_clone().unwrap()));
         }
+    }
+
+    /// Listens with the shortest queue and fills it: from now on a dial is neither accepted nor refused. To be held.
+    pub(crate) fn listen_but_never_accept(&mut self) -> Vec<TcpStream> {
+        if let Listener::Closed(fd) = &self.listener {
+            rustix::net::listen(fd, 0).unwrap();
+            self.listener = Listener::Open(TcpListener::from(fd.try_clone().unwrap()));
+        }
+        crate::steps::fill(std::net::SocketAddr::from(([127, 0, 0, 1], self.port)))
+    }
+
+    /// The connection that the wrapper dials, nothing done with it.
+    pub(crate) fn accept_only(&mut self) -> Result<(), String> {
+        self.listen();
+        self.wire = Some(Wire::new(self.accept()?));
+        Ok(())
+    }
+
+    /// The connection as it is: after [`Server::accept_only`] without TLS.
+    pub(crate) fn held(&mut self) -> &mut Wire {
+        self.wire.as_mut().unwrap()
+    }
+
+    /// Does the handshake on the connection that was only accepted.
+    pub(crate) fn secure(&mut self) -> Result<(), String> {
+        let tls = self.certificate.server();
+        self.held().secure(tls)
+    }
+
+    /// The connection goes, as it is: closed, or reset where its end was made so.
+    pub(crate) fn take(&mut self) -> Wire {
+        self.wire.take().unwrap()
     }
 
     /// What the next dial meets. `Accepts` is played by the script through `wire`; the others by a thread that ends with

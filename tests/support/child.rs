@@ -3,15 +3,15 @@
 use std::fs::File;
 use std::io::{IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
-use crate::wire::{PATIENCE, shown};
+use crate::stream::{Stream, wait_readable, wait_until};
+use crate::wire::{PATIENCE, Wire, shown};
 
 /// Where cargo has put the puppet: beside the program.
 pub(crate) fn puppet() -> PathBuf {
@@ -116,15 +116,38 @@ impl Child {
 
     /// Whether the process is gone from the process table within `patience`.
     pub(crate) fn is_gone(&self, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
         let folder = format!("/proc/{}", self.report.pid);
-        while Path::new(&folder).exists() {
-            if Instant::now() > deadline {
-                return false;
-            }
-            std::thread::yield_now();
+        wait_until(patience, || !Path::new(&folder).exists())
+    }
+
+    /// Its fds 0 and 1 as one side of a session, for more than lines. Ours become non-blocking by that.
+    pub(crate) fn wire(&self) -> Wire {
+        let clone = |file: &Option<File>| OwnedFd::from(file.as_ref().unwrap().try_clone().unwrap());
+        Wire::over(Stream::pipes(clone(&self.stdin), clone(&self.stdout)))
+    }
+
+    /// All that comes until what was its fd 0 ends.
+    pub(crate) fn rest(&mut self) -> Result<Vec<u8>, String> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.ended {
+            self.receive(deadline).map_err(|e| format!("child expected the end of its input: {e}"))?;
         }
-        true
+        Ok(std::mem::take(&mut self.received))
+    }
+
+    /// Closes what was its fd 0, and lives on.
+    pub(crate) fn close_stdin(&mut self) {
+        self.stdin = None;
+    }
+
+    /// Closes what was its fd 1, and lives on.
+    pub(crate) fn close_stdout(&mut self) {
+        self.stdout = None;
+    }
+
+    /// What was its fd 0 and its fd 1.
+    pub(crate) fn fds(&self) -> [&File; 2] {
+        [self.stdin.as_ref().unwrap(), self.stdout.as_ref().unwrap()]
     }
 
     fn receive(&mut self, deadline: Instant) -> Result<(), String> {
@@ -138,17 +161,6 @@ impl Child {
         self.received.extend_from_slice(&piece[..read]);
         self.ended = read == 0;
         Ok(())
-    }
-}
-
-/// Waits until `fd` can be read, or has ended.
-pub(crate) fn wait_readable(fd: impl AsFd, deadline: Instant) -> Result<(), String> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    let timeout = Timespec::try_from(left).map_err(|e| e.to_string())?;
-    match rustix::event::poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)) {
-        Ok(0) => Err("nothing came".to_owned()),
-        Ok(_) => Ok(()),
-        Err(e) => Err(e.to_string()),
     }
 }
 

@@ -1,14 +1,15 @@
-//! The program as a UCSPI child: started with one TCP socket as fds 0 and 1, as tcpserver does, a puppet as PROG and a
-//! backend on 127.0.0.1; and a dialogue played against it.
+//! The program as a UCSPI child: started with one TCP socket as fds 0 and 1, as tcpserver does, or with another shape of
+//! client; a puppet as PROG and a backend on 127.0.0.1; and a dialogue played against it.
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus};
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
@@ -19,6 +20,7 @@ use tempfile::TempDir;
 use crate::backend::{Certificate, Server};
 use crate::child::{Child, puppet};
 use crate::dialogue::{Deed, Dialogue, Side};
+use crate::stream::{Stream, wait_until};
 use crate::wire::{End, PATIENCE, Wire, shown};
 
 /// The certificate of this test run: the wrapper's and the backend's.
@@ -32,8 +34,25 @@ pub(crate) struct Door {
     pub(crate) client: Option<Wire>,
     pub(crate) backend: Server,
     pub(crate) puppets: UnixListener,
+    /// The program's own fd 0, where [`Start::keep`] asked for it.
+    pub(crate) kept: Option<OwnedFd>,
     program: std::process::Child,
     folder: TempDir,
+}
+
+/// What the client is to the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// One TCP socket as fds 0 and 1: tcpserver.
+    Tcp,
+    /// One TCP socket as fds 0, 1 and 2: inetd.
+    Inetd,
+    /// One of a pair of UNIX stream sockets.
+    Pair,
+    /// One of a pair of UNIX sockets that keep the bounds of each write.
+    Packets,
+    /// Two pipes.
+    Pipes,
 }
 
 /// How the program is started.
@@ -48,11 +67,29 @@ pub(crate) struct Start<'a> {
     pub(crate) program: Option<&'a [&'a str]>,
     /// The puppet's second argument.
     pub(crate) mode: &'a str,
+    /// The descriptors of the client.
+    pub(crate) shape: Shape,
+    /// The program that executes ours, and its arguments: `prlimit`, `env`, a shell.
+    pub(crate) through: &'a [&'a str],
+    /// Whether the program's fd 0 stays open here too, so that its open file can be looked at.
+    pub(crate) keep: bool,
+    /// Whom the program runs as, where that is somebody else.
+    pub(crate) uid: Option<u32>,
 }
 
 impl Default for Start<'_> {
     fn default() -> Self {
-        Self { options: &[], certificate: true, environment: &[], program: None, mode: "plain" }
+        Self {
+            options: &[],
+            certificate: true,
+            environment: &[],
+            program: None,
+            mode: "plain",
+            shape: Shape::Tcp,
+            through: &[],
+            keep: false,
+            uid: None,
+        }
     }
 }
 
@@ -64,9 +101,20 @@ impl Door {
         let certificate = certificate();
         let backend = Server::new(Arc::clone(&certificate));
         let puppets = UnixListener::bind(path("puppets")).unwrap();
-        let (client, server) = connect();
+        let (client, input, output, port) = descriptors(start.shape);
 
-        let mut command = Command::new(env!("CARGO_BIN_EXE_starttls-wrapper"));
+        let program = env!("CARGO_BIN_EXE_starttls-wrapper");
+        let mut command = match start.through {
+            [] => Command::new(program),
+            [first, rest @ ..] => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+        };
+        if let Some(uid) = start.uid {
+            command.uid(uid).gid(uid);
+        }
         command.args(start.options);
         if start.certificate {
             fs::write(path("cert.pem"), &certificate.certificate_pem).unwrap();
@@ -78,16 +126,20 @@ impl Door {
             Some(program) => command.args(program),
             None => command.arg(puppet()).arg(path("puppets")).arg(start.mode),
         };
-        let address = client.local_addr().unwrap();
         command.env_clear().env("PROTO", "TCP").env("TCPREMOTEIP", "127.0.0.1");
-        command.env("TCPREMOTEPORT", address.port().to_string()).env("TCPLOCALIP", "127.0.0.1");
+        command.env("TCPREMOTEPORT", port.to_string()).env("TCPLOCALIP", "127.0.0.1");
         command.env("RUST_LOG", "info").envs(start.environment.iter().copied());
-        command.stdin(OwnedFd::from(server.try_clone().unwrap())).stdout(OwnedFd::from(server));
-        command.stderr(fs::File::create(path("stderr")).unwrap());
+        let kept = start.keep.then(|| input.try_clone().unwrap());
+        if start.shape == Shape::Inetd {
+            command.stderr(output.try_clone().unwrap());
+        } else {
+            command.stderr(fs::File::create(path("stderr")).unwrap());
+        }
+        command.stdin(input).stdout(output);
         let program = command.spawn().unwrap();
         // `command` still holds our copies of the program's socket: while it lives the client sees no end.
         drop(command);
-        Self { client: Some(Wire::new(client)), backend, puppets, program, folder }
+        Self { client: Some(Wire::over(client)), backend, puppets, kept, program, folder }
     }
 
     /// The program's pid.
@@ -107,16 +159,41 @@ impl Door {
 
     /// Waits for the program's end.
     pub(crate) fn wait(&mut self) -> Result<ExitStatus, String> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.program.try_wait().map_err(|e| e.to_string())? {
-                return Ok(status);
-            }
-            if Instant::now() > deadline {
-                return Err("the program does not end".to_owned());
-            }
-            thread::sleep(Duration::from_millis(1));
-        }
+        let mut ended = None;
+        wait_until(PATIENCE, || {
+            ended = self.program.try_wait().unwrap();
+            ended.is_some()
+        });
+        ended.ok_or_else(|| format!("the program does not end; stderr: {}", self.said()))
+    }
+
+    /// Its exit code; no other end than an exit, and this within the patience.
+    pub(crate) fn code(&mut self) -> i32 {
+        let status = self.wait().unwrap_or_else(|why| panic!("{why}"));
+        status.code().unwrap_or_else(|| panic!("{status}; stderr: {}", self.said()))
+    }
+
+    /// Sends a signal to the program.
+    pub(crate) fn kill(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// A field of the program's status, in KiB (proc(5)): VmHWM is the most memory that it ever had resident.
+    pub(crate) fn memory(&self, field: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.program.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or_else(|| panic!("{status}"))
+    }
+
+    /// The state letter of the program (proc(5)): S sleeps, T is stopped, Z is dead and not reaped.
+    pub(crate) fn state(&self) -> char {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.program.id())).unwrap();
+        stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap()
+    }
+
+    /// A file of this door's own folder.
+    pub(crate) fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
     }
 
     /// What the program has said on stderr.
@@ -129,6 +206,30 @@ impl Drop for Door {
     fn drop(&mut self) {
         let _ = self.program.kill();
         let _ = self.program.wait();
+    }
+}
+
+/// Our side of the client, the program's fds 0 and 1, and the port that goes into its environment.
+fn descriptors(shape: Shape) -> (Stream, OwnedFd, OwnedFd, u16) {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    let pair = |kind| socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
+    let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let one = |ours: OwnedFd, theirs: OwnedFd, port| (Stream::socket(ours), theirs.try_clone().unwrap(), theirs, port);
+    match shape {
+        Shape::Tcp | Shape::Inetd => {
+            let (client, server) = connect();
+            let port = client.local_addr().unwrap().port();
+            one(client.into(), server.into(), port)
+        }
+        Shape::Pair | Shape::Packets => {
+            let kind = if shape == Shape::Pair { SocketType::STREAM } else { SocketType::SEQPACKET };
+            let (ours, theirs) = pair(kind);
+            one(ours, theirs, 0)
+        }
+        Shape::Pipes => {
+            let ((theirs_in, ours_out), (ours_in, theirs_out)) = (pipe(), pipe());
+            (Stream::pipes(ours_in, ours_out), theirs_in, theirs_out, 0)
+        }
     }
 }
 

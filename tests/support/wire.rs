@@ -1,11 +1,14 @@
-//! One TCP side of a session as a test plays it: a blocking socket, later with TLS on it, and a deadline for each wait.
-//! TLS here is rustls' buffered connections: the program under test uses the unbuffered ones, so that each checks the other.
+//! One side of a session as a test plays it: a stream, later with TLS on it, and a deadline for each wait. TLS here
+//! is rustls' buffered connections: the program under test uses the unbuffered ones, so that each checks the other.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use rustls::Connection;
+
+use crate::octets::Octets;
+use crate::stream::Stream;
 
 /// How long each expectation may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -21,9 +24,9 @@ pub(crate) enum End {
     Reset,
 }
 
-/// One socket with what has been received and not been looked at.
+/// One stream with what has been received and not been looked at.
 pub(crate) struct Wire {
-    socket: TcpStream,
+    socket: Stream,
     tls: Option<Connection>,
     received: Vec<u8>,
     end: Option<End>,
@@ -31,6 +34,11 @@ pub(crate) struct Wire {
 
 impl Wire {
     pub(crate) fn new(socket: TcpStream) -> Self {
+        Self::over(Stream::socket(socket))
+    }
+
+    /// The same over anything else.
+    pub(crate) fn over(socket: Stream) -> Self {
         Self { socket, tls: None, received: Vec::new(), end: None }
     }
 
@@ -40,11 +48,10 @@ impl Wire {
             return Err(format!("octets in clear before the handshake: {}", shown(&self.received)));
         }
         let mut tls = tls;
-        let deadline = Instant::now() + PATIENCE;
+        self.socket.deadline = Some(Instant::now() + PATIENCE);
         while tls.is_handshaking() {
             flush(&mut tls, &mut self.socket).map_err(|e| format!("handshake: {e}"))?;
             if tls.is_handshaking() {
-                self.patience(deadline).map_err(|e| e.to_string())?;
                 let read = tls.read_tls(&mut self.socket).map_err(|e| format!("handshake: {e}"))?;
                 if read == 0 {
                     return Err("handshake: the other side closed".to_owned());
@@ -62,7 +69,7 @@ impl Wire {
 
     /// Sends; a side that is gone takes nothing, which later expectations will tell.
     pub(crate) fn send(&mut self, octets: &[u8]) {
-        let _ = self.socket.set_write_timeout(Some(PATIENCE));
+        self.socket.deadline = Some(Instant::now() + PATIENCE);
         match &mut self.tls {
             None => drop(self.socket.write_all(octets)),
             Some(tls) => {
@@ -79,20 +86,100 @@ impl Wire {
     /// Ends our side: close_notify where there is TLS, then FIN.
     pub(crate) fn end(&mut self) {
         if let Some(tls) = &mut self.tls {
+            self.socket.deadline = Some(Instant::now() + PATIENCE);
             tls.send_close_notify();
             let _ = flush(tls, &mut self.socket);
         }
-        let _ = self.socket.shutdown(Shutdown::Write);
+        self.socket.end();
     }
 
     /// Ends our side without close_notify.
     pub(crate) fn cut(&mut self) {
-        let _ = self.socket.shutdown(Shutdown::Write);
+        self.socket.end();
+    }
+
+    /// What is beneath: for out-of-band octets, options of the socket, or octets that are no TLS.
+    pub(crate) fn stream(&mut self) -> &mut Stream {
+        self.socket.deadline = Some(Instant::now() + PATIENCE);
+        &mut self.socket
+    }
+
+    /// Our TLS, for what is no ordinary traffic.
+    pub(crate) fn tls(&mut self) -> Option<&mut Connection> {
+        self.tls.as_mut()
+    }
+
+    /// Sends what TLS has queued.
+    pub(crate) fn flush(&mut self) {
+        self.socket.deadline = Some(Instant::now() + PATIENCE);
+        if let Some(tls) = &mut self.tls {
+            let _ = flush(tls, &mut self.socket);
+        }
+    }
+
+    /// Sends all of `ours` and receives all of `theirs`, both at once, within `patience` of the last octet moved.
+    pub(crate) fn exchange(
+        &mut self,
+        ours: &mut Octets,
+        theirs: &mut Octets,
+        patience: Duration,
+    ) -> Result<(), String> {
+        theirs.check(&std::mem::take(&mut self.received))?;
+        let mut deadline = Instant::now() + patience;
+        let mut unsent: Vec<u8> = Vec::new();
+        loop {
+            self.socket.deadline = None;
+            if unsent.is_empty() {
+                unsent = ours.take(16 * 1024);
+            }
+            let sent = match &mut self.tls {
+                None if unsent.is_empty() => false,
+                None => match self.socket.write(&unsent) {
+                    Ok(count) => {
+                        unsent.drain(..count);
+                        true
+                    }
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => false,
+                    Err(e) => return Err(format!("sending: {e}, {theirs}")),
+                },
+                Some(tls) => {
+                    if !tls.wants_write() && !unsent.is_empty() {
+                        tls.writer().write_all(&unsent).map_err(|e| e.to_string())?;
+                        unsent.clear();
+                    }
+                    match tls.write_tls(&mut self.socket) {
+                        Ok(count) => count > 0,
+                        Err(e) if e.kind() == ErrorKind::WouldBlock => false,
+                        Err(e) => return Err(format!("sending: {e}, {theirs}")),
+                    }
+                }
+            };
+            let writes = !unsent.is_empty() || self.tls.as_ref().is_some_and(|tls| tls.wants_write());
+            let received = match self.read() {
+                Ok(()) => {
+                    theirs.check(&std::mem::take(&mut self.received))?;
+                    true
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => false,
+                Err(e) => return Err(format!("receiving: {e}, {theirs}")),
+            };
+            if theirs.is_done() && ours.is_done() && !writes {
+                return Ok(());
+            }
+            if self.end.is_some() && !theirs.is_done() {
+                return Err(format!("the connection ended ({:?}), {theirs}", self.end));
+            }
+            if sent || received {
+                deadline = Instant::now() + patience;
+            } else if !self.socket.wait(self.end.is_none(), writes, deadline) {
+                return Err(format!("nothing moves, {theirs}"));
+            }
+        }
     }
 
     /// Resets the connection.
     pub(crate) fn reset(self) {
-        let _ = rustix::net::sockopt::set_socket_linger(&self.socket, Some(Duration::ZERO));
+        let _ = rustix::net::sockopt::set_socket_linger(self.socket.input(), Some(Duration::ZERO));
     }
 
     /// The next octets must be `expected`.
@@ -132,6 +219,12 @@ impl Wire {
         }
     }
 
+    /// What one read gives: of a socket that keeps bounds, one write of the other side.
+    pub(crate) fn piece(&mut self) -> Result<Vec<u8>, String> {
+        self.receive(Instant::now() + PATIENCE).map_err(|e| e.to_string())?;
+        Ok(std::mem::take(&mut self.received))
+    }
+
     /// What has arrived and was not asked for.
     pub(crate) fn left_over(&mut self) -> Vec<u8> {
         let soon = Instant::now() + Duration::from_millis(1);
@@ -139,12 +232,19 @@ impl Wire {
         std::mem::take(&mut self.received)
     }
 
-    /// One read, its octets and its end noted.
+    /// One read by `deadline`, its octets and its end noted.
     fn receive(&mut self, deadline: Instant) -> io::Result<()> {
-        self.patience(deadline)?;
+        self.socket.deadline = Some(deadline);
+        self.read()
+    }
+
+    fn read(&mut self) -> io::Result<()> {
+        if self.end.is_some() {
+            return Err(ErrorKind::WouldBlock.into());
+        }
         let read = match &mut self.tls {
             None => {
-                let mut piece = [0; 16 * 1024];
+                let mut piece = [0; 64 * 1024];
                 self.socket.read(&mut piece).inspect(|&n| self.received.extend_from_slice(&piece[..n]))
             }
             Some(tls) => tls.read_tls(&mut self.socket),
@@ -154,9 +254,6 @@ impl Wire {
             Err(e) if e.kind() == ErrorKind::ConnectionReset => {
                 self.end = Some(End::Reset);
                 return Ok(());
-            }
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                return Err(ErrorKind::TimedOut.into());
             }
             Err(e) => return Err(e),
         };
@@ -175,17 +272,9 @@ impl Wire {
         }
         Ok(())
     }
-
-    fn patience(&self, deadline: Instant) -> io::Result<()> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(ErrorKind::TimedOut.into());
-        }
-        self.socket.set_read_timeout(Some(left))
-    }
 }
 
-fn flush(tls: &mut Connection, socket: &mut TcpStream) -> io::Result<()> {
+fn flush(tls: &mut Connection, socket: &mut Stream) -> io::Result<()> {
     while tls.wants_write() {
         tls.write_tls(socket)?;
     }

@@ -1,0 +1,222 @@
+//! The steps of an ordinary session, and every phase that a session can be brought to and left in.
+
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use crate::child::Child;
+use crate::door::{Door, Start, tls_client};
+
+/// A state of the session that lasts until somebody does something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum At {
+    /// The child has not greeted.
+    Ungreeted,
+    /// EHLO is answered.
+    Snoop,
+    /// The client has sent half a line.
+    HalfLine,
+    /// The child owes a reply.
+    Owed,
+    /// The backend's host does not answer the dial.
+    Dial,
+    /// The backend has accepted, and says nothing.
+    BackendHandshake,
+    /// The backend's TLS stands, and it does not greet.
+    Greeting,
+    /// The backend does not answer the replayed EHLO.
+    Replay,
+    /// The 220 is out.
+    ClientHandshake,
+    /// The client's TLS stands, and it has not said EHLO.
+    Gate,
+    /// Client and child, after MAIL.
+    RelayPlain,
+    /// Client and backend, after MAIL.
+    RelayTls,
+}
+
+impl At {
+    /// All of them.
+    pub(crate) const ALL: [Self; 12] = [
+        Self::Ungreeted,
+        Self::Snoop,
+        Self::HalfLine,
+        Self::Owed,
+        Self::Dial,
+        Self::BackendHandshake,
+        Self::Greeting,
+        Self::Replay,
+        Self::ClientHandshake,
+        Self::Gate,
+        Self::RelayPlain,
+        Self::RelayTls,
+    ];
+
+    /// Whether the client's TLS stands.
+    pub(crate) fn is_secure(self) -> bool {
+        matches!(self, Self::Gate | Self::RelayTls)
+    }
+
+    /// Whether the child was dismissed.
+    pub(crate) fn is_dismissed(self) -> bool {
+        matches!(self, Self::ClientHandshake | Self::Gate | Self::RelayTls)
+    }
+
+    /// Whether the backend's connection stands.
+    pub(crate) fn has_backend(self) -> bool {
+        matches!(self, Self::BackendHandshake | Self::Greeting | Self::Replay) || self.is_dismissed()
+    }
+
+    /// Whether a failure is answered 454 and the plaintext session goes on.
+    pub(crate) fn is_handover(self) -> bool {
+        matches!(self, Self::Dial | Self::BackendHandshake | Self::Greeting | Self::Replay)
+    }
+}
+
+/// A session that stands somewhere.
+pub(crate) struct Standing {
+    pub(crate) child: Child,
+    pub(crate) door: Door,
+    /// When the last thing happened.
+    pub(crate) since: Instant,
+    _full: Vec<TcpStream>,
+}
+
+impl Standing {
+    /// Starts the program and brings it there. A child that was dismissed has ended.
+    pub(crate) fn at(at: At, start: &Start<'_>) -> Self {
+        let mut door = Door::open(start);
+        let child = Child::accept(&door.puppets).unwrap_or_else(|why| panic!("{at:?}: {why}: {}", door.said()));
+        let full = if at == At::Dial { door.backend.listen_but_never_accept() } else { Vec::new() };
+        let mut standing = Self { child, door, since: Instant::now(), _full: full };
+        standing.go(at).unwrap_or_else(|why| panic!("{at:?}: {why}\nstderr: {}", standing.door.said()));
+        standing
+    }
+
+    fn go(&mut self, at: At) -> Result<(), String> {
+        let (door, child) = (&mut self.door, &mut self.child);
+        if at == At::Ungreeted {
+            return Ok(());
+        }
+        greet(door, child)?;
+        self.since = Instant::now();
+        let client = door.client.as_mut().ok_or("no client")?;
+        match at {
+            At::Ungreeted | At::Snoop => return Ok(()),
+            At::HalfLine => {
+                client.send(b"NOO");
+                return Ok(());
+            }
+            At::Owed => {
+                client.send(b"NOOP\r\n");
+                return child.get(b"NOOP\r\n");
+            }
+            At::RelayPlain => {
+                client.send(b"MAIL FROM:<>\r\n");
+                child.get(b"MAIL FROM:<>\r\n")?;
+                child.send(b"250 2.1.0 Ok\r\n");
+                self.since = Instant::now();
+                return client.get(b"250 2.1.0 Ok\r\n");
+            }
+            _ => client.send(b"STARTTLS\r\n"),
+        }
+        match at {
+            At::Dial => return Ok(()),
+            At::BackendHandshake => return door.backend.accept_only(),
+            At::Greeting => return door.backend.wire().map(|_| ()),
+            _ => {}
+        }
+        let backend = door.backend.wire()?;
+        backend.send(b"220 secure.example ESMTP\r\n");
+        backend.get(b"EHLO client.example\r\n")?;
+        self.since = Instant::now();
+        if at == At::Replay {
+            return Ok(());
+        }
+        backend.send(b"250 secure.example\r\n");
+        let client = door.client.as_mut().ok_or("no client")?;
+        client.get(b"220 2.0.0 Ready to start TLS\r\n")?;
+        self.since = Instant::now();
+        child.get(b"QUIT\r\n")?;
+        child.exit(0);
+        if at == At::ClientHandshake {
+            return Ok(());
+        }
+        client.secure(tls_client())?;
+        self.since = Instant::now();
+        if at == At::Gate {
+            return Ok(());
+        }
+        for (command, reply) in
+            [("EHLO client.example\r\n", "250 secure.example\r\n"), ("MAIL FROM:<>\r\n", "250 Ok\r\n")]
+        {
+            client.send(command.as_bytes());
+            backend.get(command.as_bytes())?;
+            backend.send(reply.as_bytes());
+            client.get(reply.as_bytes())?;
+        }
+        self.since = Instant::now();
+        Ok(())
+    }
+
+    /// The client closes, the child ends when its input has: what remains is the program's own end. Its exit code; and
+    /// the child is gone from the process table.
+    pub(crate) fn close(mut self) -> i32 {
+        drop(self.door.client.take());
+        let _ = self.child.rest();
+        self.child.exit(0);
+        let code = self.door.code();
+        self.must_be_gone();
+        code
+    }
+
+    /// The child is not even a zombie.
+    pub(crate) fn must_be_gone(&self) {
+        let gone = self.child.is_gone(Duration::from_secs(2));
+        assert!(gone, "the child {} is still there; stderr: {}", self.child.report.pid, self.door.said());
+    }
+}
+
+/// Greeting and EHLO.
+pub(crate) fn greet(door: &mut Door, child: &mut Child) -> Result<(), String> {
+    child.send(b"220 mail.example ESMTP\r\n");
+    let client = door.client.as_mut().ok_or("no client")?;
+    client.get(b"220 mail.example ESMTP\r\n")?;
+    client.send(b"EHLO client.example\r\n");
+    child.get(b"EHLO client.example\r\n")?;
+    child.send(b"250 mail.example\r\n");
+    client.get(b"250-mail.example\r\n250 STARTTLS\r\n")
+}
+
+/// One command and its reply between client and child.
+pub(crate) fn ask_child(door: &mut Door, child: &mut Child, command: &str, reply: &str) -> Result<(), String> {
+    let client = door.client.as_mut().ok_or("no client")?;
+    client.send(command.as_bytes());
+    child.get(command.as_bytes())?;
+    child.send(reply.as_bytes());
+    client.get(reply.as_bytes())
+}
+
+/// Many cases at once, since most of their time is waiting; each failure is told with its case.
+pub(crate) fn all_of<T: std::fmt::Debug + Sync>(cases: &[T], case: impl Fn(&T) + Sync) {
+    let failed: Vec<String> = std::thread::scope(|scope| {
+        let runs: Vec<_> = cases.iter().map(|one| (one, scope.spawn(|| case(one)))).collect();
+        let joined = runs.into_iter().map(|(one, run)| (one, run.join()));
+        joined.filter_map(|(one, run)| run.err().map(|why| format!("{one:?}: {}", words(&*why)))).collect()
+    });
+    assert!(failed.is_empty(), "{} of {} cases failed:\n{}", failed.len(), cases.len(), failed.join("\n"));
+}
+
+fn words(why: &(dyn std::any::Any + Send)) -> &str {
+    why.downcast_ref::<String>().map(String::as_str).or_else(|| why.downcast_ref::<&str>().copied()).unwrap_or("panic")
+}
+
+/// A listener whose queue is full drops what comes: connections that fill it.
+pub(crate) fn fill(address: SocketAddr) -> Vec<TcpStream> {
+    let mut held = Vec::new();
+    while let Ok(connection) = TcpStream::connect_timeout(&address, Duration::from_millis(100)) {
+        held.push(connection);
+        assert!(held.len() < 64, "the queue is never full");
+    }
+    held
+}
