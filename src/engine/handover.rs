@@ -156,7 +156,7 @@ impl Dial {
     fn attempt(&self, address: SocketAddr, registry: &Registry) -> io::Result<End> {
         let mut end = End::socket(self.target.begin(address)?, BACKEND);
         end.writable = false;
-        end.watch(registry, Interest::READABLE | Interest::WRITABLE)?;
+        end.watch(registry, Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY)?;
         Ok(end)
     }
 }

@@ -2,7 +2,7 @@
 //! to watch it for.
 //!
 //! mio is edge-triggered. The rule that makes that safe: readiness is forgotten only when the kernel said EAGAIN, or gave
-//! less than was asked for and no end of stream had been announced (epoll(7), Questions and answers 9).
+//! less than was asked for and neither end of stream nor urgent mark had been announced (epoll(7), Questions and answers 9).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -140,7 +140,8 @@ impl End {
         loop {
             match rustix::io::read(&self.fd, &mut *room) {
                 Ok(count) => {
-                    if count < room.len() && !self.hung_up {
+                    // A read stops at an urgent mark too, with more behind it.
+                    if count < room.len() && !self.hung_up && !self.urgent {
                         self.readable = false;
                     }
                     return Ok(Some(count));

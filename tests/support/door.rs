@@ -180,9 +180,19 @@ impl Door {
 
     /// A field of the program's status, in KiB (proc(5)): VmHWM is the most memory that it ever had resident.
     pub(crate) fn memory(&self, field: &str) -> u64 {
+        let line = self.status(field);
+        line.strip_suffix(" kB").and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{field}: {line}"))
+    }
+
+    /// Whether SIGTERM is something that the program reads by now.
+    pub(crate) fn blocks_sigterm(&self) -> bool {
+        u64::from_str_radix(&self.status("SigBlk"), 16).is_ok_and(|bits| bits & (1 << 14) != 0)
+    }
+
+    fn status(&self, field: &str) -> String {
         let status = fs::read_to_string(format!("/proc/{}/status", self.program.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-        line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or_else(|| panic!("{status}"))
+        line.unwrap_or_else(|| panic!("no {field}: {status}")).trim().to_owned()
     }
 
     /// The state letter of the program (proc(5)): S sleeps, T is stopped, Z is dead and not reaped.

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::child::Child;
 use crate::door::{Door, Start, tls_client};
+use crate::stream::wait_until;
+use crate::wire::PATIENCE;
 
 /// A state of the session that lasts until somebody does something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,9 +97,14 @@ impl Standing {
 
     fn go(&mut self, at: At) -> Result<(), String> {
         let (door, child) = (&mut self.door, &mut self.child);
+        // Before that a signal has its default effect.
+        if !wait_until(PATIENCE, || door.blocks_sigterm()) {
+            return Err("it never waits for signals".to_owned());
+        }
         if at == At::Ungreeted {
             return Ok(());
         }
+        door.backend.listen();
         greet(door, child)?;
         self.since = Instant::now();
         let client = door.client.as_mut().ok_or("no client")?;
@@ -143,7 +150,12 @@ impl Standing {
             return Ok(());
         }
         client.secure(tls_client())?;
+        // Only its reply shows that our side of the handshake has arrived too.
+        client.send(b"NOOP\r\n");
+        backend.get(b"NOOP\r\n")?;
+        backend.send(b"250 Ok\r\n");
         self.since = Instant::now();
+        client.get(b"250 Ok\r\n")?;
         if at == At::Gate {
             return Ok(());
         }

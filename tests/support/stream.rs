@@ -32,6 +32,12 @@ impl Stream {
         Self { input, output: Some(output), deadline: None }
     }
 
+    /// The same descriptors once more.
+    pub(crate) fn twin(&self) -> Self {
+        let clone = |fd: &OwnedFd| fd.try_clone().unwrap();
+        Self { input: clone(&self.input), output: self.output.as_ref().map(clone), deadline: None }
+    }
+
     /// What is read: one socket's only descriptor that matters for its options.
     pub(crate) fn input(&self) -> &OwnedFd {
         &self.input

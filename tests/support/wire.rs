@@ -225,6 +225,33 @@ impl Wire {
         Ok(std::mem::take(&mut self.received))
     }
 
+    /// The same stream once more, in clear, for a second thread.
+    pub(crate) fn twin(&self) -> Self {
+        Self::over(self.socket.twin())
+    }
+
+    /// Notes what comes within `time`, and how it ends.
+    pub(crate) fn listen_for(&mut self, time: Duration) {
+        let deadline = Instant::now() + time;
+        while self.end.is_none() && self.receive(deadline).is_ok() {}
+    }
+
+    /// Whether the other side has not ended, as far as we have listened.
+    pub(crate) fn is_open(&self) -> bool {
+        self.end.is_none()
+    }
+
+    /// Whether anything has come that was not looked at.
+    pub(crate) fn has_received(&self) -> bool {
+        !self.received.is_empty()
+    }
+
+    /// Sends as much as is taken now, in clear.
+    pub(crate) fn send_some(&mut self, octets: &[u8]) -> usize {
+        self.socket.deadline = None;
+        self.socket.write(octets).unwrap_or(0)
+    }
+
     /// What has arrived and was not asked for.
     pub(crate) fn left_over(&mut self) -> Vec<u8> {
         let soon = Instant::now() + Duration::from_millis(1);

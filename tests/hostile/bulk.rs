@@ -1,0 +1,403 @@
+//! Much, in both directions: every octet arrives, splice is what moves it, memory stays flat, a slow side slows the other,
+//! and an urgent mark (RFC 9293 3.8.5) wedges nobody.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use rustix::net::SendFlags;
+
+use crate::child::Child;
+use crate::door::{Door, Start, tls_client};
+use crate::octets::Octets;
+use crate::steps::{At, Standing, all_of, ask_child, greet};
+use crate::stream::wait_until;
+use crate::wire::{End, PATIENCE, Wire};
+
+/// Each way.
+const MUCH: u64 = 64 << 20;
+
+/// Enough to fill every buffer of a pipe, a socket and this program many times over.
+const ENOUGH: u64 = 16 << 20;
+
+/// Both ways at once between `client` and `there`.
+fn both_ways(client: &mut Wire, there: &mut Wire, total: u64) {
+    std::thread::scope(|scope| {
+        let (seed, other) = (total + 1, total + 2);
+        let server = scope
+            .spawn(move || there.exchange(&mut Octets::new(other, total), &mut Octets::new(seed, total), PATIENCE));
+        let done = client.exchange(&mut Octets::new(seed, total), &mut Octets::new(other, total), PATIENCE);
+        server.join().unwrap().unwrap_or_else(|why| panic!("server: {why}"));
+        done.unwrap_or_else(|why| panic!("client: {why}"));
+    });
+}
+
+fn plain_relay(relay: &str, total: u64) {
+    let standing = Standing::at(At::RelayPlain, &Start { options: &["--relay", relay], ..Start::default() });
+    let Standing { mut door, mut child, .. } = standing;
+    let before = door.memory("VmHWM");
+    both_ways(door.client.as_mut().unwrap(), &mut child.wire(), total);
+    let grown = door.memory("VmHWM") - before;
+    assert!(grown < 512, "{grown} KiB more");
+    let client = door.client.as_mut().unwrap();
+    client.end();
+    child.get_end().unwrap();
+    child.exit(0);
+    assert_eq!(client.get_end(), Ok(End::Clean));
+    assert_eq!(door.code(), 0);
+}
+
+#[test]
+fn every_octet_passes_the_splicing_relay_and_memory_stays_flat() {
+    plain_relay("splice", MUCH);
+}
+
+#[test]
+fn every_octet_passes_the_copying_relay_and_memory_stays_flat() {
+    plain_relay("copy", MUCH);
+}
+
+#[test]
+fn every_octet_passes_the_tls_relay_and_memory_stays_flat() {
+    let Standing { mut door, .. } = Standing::at(At::RelayTls, &Start::default());
+    let before = door.memory("VmHWM");
+    both_ways(door.client.as_mut().unwrap(), door.backend.wire().unwrap(), MUCH);
+    let grown = door.memory("VmHWM") - before;
+    assert!(grown < 2048, "{grown} KiB more");
+    let client = door.client.as_mut().unwrap();
+    client.end();
+    let backend = door.backend.wire().unwrap();
+    assert_eq!(backend.get_end(), Ok(End::Clean));
+    backend.end();
+    assert_eq!(client.get_end(), Ok(End::Clean));
+    assert_eq!(door.code(), 0);
+}
+
+/// A relay under strace(1) with `arguments`, and what strace has written once it is over.
+fn traced(arguments: &[&str], total: u64) -> String {
+    let folder = tempfile::TempDir::new().unwrap();
+    let log = folder.path().join("log");
+    let through = [&["/usr/bin/strace", "-D", "-q", "-o", log.to_str().unwrap()], arguments].concat();
+    let standing = Standing::at(At::RelayPlain, &Start { through: &through, ..Start::default() });
+    let Standing { mut door, mut child, .. } = standing;
+    both_ways(door.client.as_mut().unwrap(), &mut child.wire(), total);
+    let client = door.client.as_mut().unwrap();
+    client.end();
+    child.get_end().unwrap();
+    child.exit(0);
+    assert_eq!(client.get_end(), Ok(End::Clean));
+    assert_eq!(door.code(), 0);
+    let read = || std::fs::read_to_string(&log).unwrap();
+    // The tracer is nobody's child here: it may be a moment behind.
+    assert!(
+        wait_until(PATIENCE, || read().contains("exited with 0")),
+        "{}",
+        read().lines().rev().take(30).collect::<Vec<_>>().join("\n")
+    );
+    read()
+}
+
+#[test]
+fn payload_is_spliced_and_never_read_or_written_after_the_cutoff() {
+    let log = traced(&["-e", "trace=splice,read,readv,recvfrom,recvmsg,write,writev,sendto,sendmsg"], ENOUGH);
+    let (mut moved, mut calls) = (0, 0);
+    let mut relaying = false;
+    for line in log.lines() {
+        if line.starts_with("splice(") {
+            relaying = true;
+            if let Some(count) = line.rsplit_once("= ").and_then(|(_, count)| count.parse::<u64>().ok()) {
+                moved += count;
+                calls += u64::from(count > 0);
+            }
+        } else if relaying && ["read(0", "write(1", "read(1", "write(0"].iter().any(|call| line.starts_with(call)) {
+            panic!("after the cutoff: {line}");
+        }
+    }
+    // MAIL itself went by write, its reply by splice.
+    assert_eq!(moved, 2 * ENOUGH + "250 2.1.0 Ok\r\n".len() as u64);
+    assert!(calls < moved / 4096, "{calls} calls for {moved} octets");
+    let copied: u64 = log.lines().filter(|line| line.starts_with("write(")).filter_map(count).sum();
+    assert!(copied < 4096, "{copied} octets copied");
+}
+
+fn count(line: &str) -> Option<u64> {
+    line.rsplit_once("= ")?.1.parse().ok()
+}
+
+#[test]
+fn where_splice_is_refused_the_relay_copies_and_does_not_ask_again() {
+    for error in ["EINVAL", "ENOSYS"] {
+        let inject = format!("inject=splice:error={error}");
+        let log = traced(&["-e", "trace=splice", "-e", &inject], 4 << 20);
+        assert_eq!(log.lines().filter(|line| line.starts_with("splice(")).count(), 2, "one for each way: {log}");
+    }
+}
+
+#[test]
+fn a_splice_that_is_refused_in_the_midst_loses_nothing() {
+    let log = traced(&["-e", "trace=splice", "-e", "inject=splice:error=EINVAL:when=20"], 4 << 20);
+    assert!(log.contains("EINVAL"));
+}
+
+#[test]
+fn interrupted_system_calls_lose_nothing() {
+    let inject = "inject=splice,read,write,epoll_wait:error=EINTR:when=30+7";
+    let log = traced(&["-e", "trace=splice,read,write,epoll_wait", "-e", inject], 1 << 20);
+    assert!(log.contains("EINTR"));
+}
+
+#[test]
+fn half_closes_pass_the_plain_relay_either_way() {
+    all_of(&["splice", "copy"], |relay| {
+        for client_first in [true, false] {
+            let standing = Standing::at(At::RelayPlain, &Start { options: &["--relay", relay], ..Start::default() });
+            let Standing { mut door, mut child, .. } = standing;
+            let client = door.client.as_mut().unwrap();
+            if client_first {
+                client.send(b"QUIT\r\n");
+                client.end();
+                child.get(b"QUIT\r\n").unwrap();
+                child.get_end().unwrap();
+                child.send(b"221 Bye\r\n");
+                client.get(b"221 Bye\r\n").unwrap();
+            } else {
+                child.send(b"221 Bye\r\n");
+                child.close_stdout();
+                client.get(b"221 Bye\r\n").unwrap();
+                assert_eq!(client.get_end(), Ok(End::Clean));
+                client.send(b"still there\r\n");
+                child.get(b"still there\r\n").unwrap();
+                client.end();
+                child.get_end().unwrap();
+            }
+            child.exit(0);
+            assert_eq!(door.code(), 0);
+        }
+    });
+}
+
+#[test]
+fn half_closes_pass_the_tls_relay_either_way() {
+    for client_first in [true, false] {
+        let Standing { mut door, .. } = Standing::at(At::RelayTls, &Start::default());
+        let (client, backend) = (door.client.as_mut().unwrap(), door.backend.wire().unwrap());
+        let (first, second) = if client_first { (client, backend) } else { (backend, client) };
+        first.send(b"last words\r\n");
+        first.end();
+        second.get(b"last words\r\n").unwrap();
+        assert_eq!(second.get_end(), Ok(End::Clean));
+        second.send(b"more\r\n");
+        first.get(b"more\r\n").unwrap();
+        second.end();
+        assert_eq!(first.get_end(), Ok(End::Clean));
+        assert_eq!(door.code(), 0);
+    }
+}
+
+#[test]
+fn a_child_that_never_reads_stops_a_flooding_client_in_the_dialogue_and_in_the_relay() {
+    all_of(&[At::Snoop, At::RelayPlain], |&at| {
+        let mut standing =
+            Standing::at(at, &Start { options: &["--snoop-timeout", "3", "--relay-timeout", "3"], ..Start::default() });
+        let memory = standing.door.memory("VmHWM");
+        let client = standing.door.client.as_mut().unwrap();
+        let noops = b"NOOP\r\n".repeat(10_000);
+        let mut sent = 0;
+        loop {
+            let taken = client.send_some(&noops);
+            sent += taken;
+            assert!(sent < 64 << 20, "the flood never stops");
+            if taken == 0 && !client.stream().wait(false, true, std::time::Instant::now() + Duration::from_millis(300))
+            {
+                break;
+            }
+        }
+        let grown = standing.door.memory("VmHWM") - memory;
+        assert!(grown < 512, "{grown} KiB more for {sent} octets");
+        // Nothing moves, and nothing spins.
+        let busy = standing.door.processor_time();
+        std::thread::park_timeout(Duration::from_secs(1));
+        let spent = standing.door.processor_time() - busy;
+        assert!(spent <= Duration::from_millis(20), "{spent:?} while nothing moves");
+        let (_, end) = standing.door.client.as_mut().unwrap().rest().unwrap();
+        assert!(matches!(end, End::Clean | End::Reset), "{end:?}");
+        assert_eq!(standing.close(), 99);
+    });
+}
+
+#[test]
+fn a_client_that_never_reads_stops_a_flooding_child_in_the_dialogue_and_in_the_relay() {
+    all_of(&[At::Snoop, At::RelayPlain], |&at| {
+        let mut standing =
+            Standing::at(at, &Start { options: &["--snoop-timeout", "3", "--relay-timeout", "3"], ..Start::default() });
+        let memory = standing.door.memory("VmHWM");
+        let mut there = standing.child.wire();
+        let replies = b"250 2.0.0 unasked\r\n".repeat(5_000);
+        let mut sent = 0;
+        loop {
+            let taken = there.send_some(&replies);
+            sent += taken;
+            assert!(sent < 64 << 20, "the flood never stops");
+            if taken == 0 && !there.stream().wait(false, true, std::time::Instant::now() + Duration::from_millis(300)) {
+                break;
+            }
+        }
+        let grown = standing.door.memory("VmHWM") - memory;
+        assert!(grown < 512, "{grown} KiB more for {sent} octets");
+        let busy = standing.door.processor_time();
+        std::thread::park_timeout(Duration::from_secs(1));
+        let spent = standing.door.processor_time() - busy;
+        assert!(spent <= Duration::from_millis(20), "{spent:?} while nothing moves");
+        drop(there);
+        let heard = standing.child.rest().unwrap();
+        assert!(heard.is_empty() || heard == b"QUIT\r\n");
+        standing.child.exit(0);
+        assert_eq!(standing.door.code(), 99, "{}", standing.door.said());
+        standing.must_be_gone();
+    });
+}
+
+#[test]
+fn sides_of_the_tls_relay_that_never_read_stop_the_other_and_memory_stays_flat() {
+    all_of(&[true, false], |&client_floods| {
+        let start = Start { options: &["--relay-timeout", "3"], ..Start::default() };
+        let Standing { mut door, .. } = Standing::at(At::RelayTls, &start);
+        let memory = door.memory("VmHWM");
+        let flooder = if client_floods { door.client.as_mut().unwrap() } else { door.backend.wire().unwrap() };
+        // More than all buffers of both connections hold: it can't succeed.
+        let why = flooder.exchange(&mut Octets::new(1, MUCH), &mut Octets::none(), Duration::from_millis(500));
+        assert!(why.is_err_and(|why| why.contains("nothing moves")));
+        let grown = door.memory("VmHWM") - memory;
+        assert!(grown < 2048, "{grown} KiB more");
+        let busy = door.processor_time();
+        std::thread::park_timeout(Duration::from_secs(1));
+        let spent = door.processor_time() - busy;
+        assert!(spent <= Duration::from_millis(20), "{spent:?} while nothing moves");
+        assert_eq!(door.code(), 99);
+    });
+}
+
+#[test]
+fn a_hundred_thousand_pipelined_noops_are_answered_in_order() {
+    const NOOPS: usize = 100_000;
+    let Standing { mut door, child, .. } = Standing::at(At::Snoop, &Start::default());
+    let memory = door.memory("VmHWM");
+    let mut there = child.wire();
+    let client = door.client.as_mut().unwrap();
+    let replies = |first: usize| (first..first + 100).map(|n| format!("250 {n}\r\n")).collect::<String>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for hundred in 0..NOOPS / 100 {
+                there.get(&b"NOOP\r\n".repeat(100)).unwrap();
+                there.send(replies(100 * hundred).as_bytes());
+            }
+        });
+        let mut sending = client.twin();
+        scope.spawn(move || sending.send(&b"NOOP\r\n".repeat(NOOPS)));
+        for hundred in 0..NOOPS / 100 {
+            client.get(replies(100 * hundred).as_bytes()).unwrap();
+        }
+    });
+    let grown = door.memory("VmHWM") - memory;
+    assert!(grown < 512, "{grown} KiB more");
+}
+
+/// Sends one octet out of band.
+fn send_urgent(wire: &mut Wire) {
+    rustix::net::send(wire.stream().input().as_fd(), b"!", SendFlags::OOB).unwrap();
+}
+
+/// Stops the program while `deed` is done, so that it finds everything at once.
+fn while_stopped(door: &mut Door, deed: impl FnOnce(&mut Wire)) {
+    use rustix::process::Signal;
+    door.kill(Signal::STOP);
+    assert!(wait_until(PATIENCE, || door.state() == 'T'));
+    deed(door.client.as_mut().unwrap());
+    // Until the octets are in the program's socket: a loopback delivers in order, at once.
+    door.kill(Signal::CONT);
+}
+
+#[test]
+fn an_urgent_octet_in_the_dialogue_hides_nothing_that_follows_it() {
+    let mut door = Door::open(&Start::default());
+    let mut child = Child::accept(&door.puppets).unwrap();
+    greet(&mut door, &mut child).unwrap();
+    while_stopped(&mut door, |client| {
+        client.send(b"NOOP\r\n");
+        send_urgent(client);
+        client.send(b"RSET\r\n");
+    });
+    child.get(b"NOOP\r\n").unwrap();
+    child.get(b"RSET\r\n").unwrap_or_else(|why| panic!("what came behind the urgent octet: {why}"));
+    child.send(b"250 Ok\r\n250 Ok\r\n");
+    door.client.as_mut().unwrap().get(b"250 Ok\r\n250 Ok\r\n").unwrap();
+    ask_child(&mut door, &mut child, "NOOP\r\n", "250 Ok\r\n").unwrap();
+}
+
+#[test]
+fn an_urgent_octet_inside_tls_hides_nothing_that_follows_it() {
+    all_of(&[At::Gate, At::RelayTls], |&at| {
+        let mut standing = Standing::at(at, &Start::default());
+        while_stopped(&mut standing.door, |client| {
+            client.send(b"NOOP\r\n");
+            send_urgent(client);
+            client.send(b"RSET\r\n");
+        });
+        let backend = standing.door.backend.wire().unwrap();
+        backend.get(b"NOOP\r\nRSET\r\n").unwrap_or_else(|why| panic!("what came behind the urgent octet: {why}"));
+    });
+}
+
+#[test]
+fn an_urgent_octet_before_the_client_hello_hides_nothing_that_follows_it() {
+    let mut standing = Standing::at(At::ClientHandshake, &Start::default());
+    send_urgent(standing.door.client.as_mut().unwrap());
+    standing.door.client.as_mut().unwrap().secure(tls_client()).unwrap();
+}
+
+#[test]
+fn an_urgent_octet_wedges_no_relay() {
+    all_of(&["splice", "copy"], |relay| {
+        let standing = Standing::at(At::RelayPlain, &Start { options: &["--relay", relay], ..Start::default() });
+        let Standing { mut door, mut child, .. } = standing;
+        for stopped in [true, false] {
+            let deed = |client: &mut Wire| {
+                client.send(b"before\r\n");
+                send_urgent(client);
+                client.send(b"behind\r\n");
+            };
+            if stopped {
+                while_stopped(&mut door, deed);
+            } else {
+                deed(door.client.as_mut().unwrap());
+            }
+            child.get(b"before\r\nbehind\r\n").unwrap_or_else(|why| panic!("stopped: {stopped}: {why}"));
+            ask_child(&mut door, &mut child, "more\r\n", "250 Ok\r\n").unwrap();
+        }
+        both_ways(door.client.as_mut().unwrap(), &mut child.wire(), 1 << 20);
+        send_urgent(door.client.as_mut().unwrap());
+        ask_child(&mut door, &mut child, "more\r\n", "250 Ok\r\n").unwrap();
+        let before = door.processor_time();
+        std::thread::park_timeout(Duration::from_secs(1));
+        let spent = door.processor_time() - before;
+        assert!(spent <= Duration::from_millis(20), "{spent:?} with an urgent mark and nothing to do");
+    });
+}
+
+#[test]
+fn a_slow_reader_gets_every_octet() {
+    all_of(&[At::RelayPlain, At::RelayTls], |&at| {
+        let mut standing = Standing::at(at, &Start::default());
+        let memory = standing.door.memory("VmHWM");
+        let Standing { door, child, .. } = &mut standing;
+        let mut of_child = (at == At::RelayPlain).then(|| child.wire());
+        let client = door.client.as_mut().unwrap();
+        rustix::net::sockopt::set_socket_recv_buffer_size(client.stream().input(), 4096).unwrap();
+        let there = of_child.as_mut().unwrap_or_else(|| door.backend.wire().unwrap());
+        std::thread::scope(|scope| {
+            scope.spawn(move || there.exchange(&mut Octets::new(5, 1 << 20), &mut Octets::none(), PATIENCE).unwrap());
+            client.exchange(&mut Octets::none(), &mut Octets::new(5, 1 << 20), PATIENCE).unwrap();
+        });
+        let grown = door.memory("VmHWM") - memory;
+        assert!(grown < 1024, "{grown} KiB more");
+    });
+}

@@ -1,0 +1,152 @@
+//! The same blow in every phase: reset, half-close, SIGTERM, SIGINT, SIGKILL, SIGSTOP.
+
+use rustix::process::Signal;
+
+use crate::door::{Start, tls_client};
+use crate::steps::{At, Standing, all_of, ask_child};
+use crate::stream::wait_until;
+use crate::wire::{End, PATIENCE};
+
+#[test]
+fn a_reset_ends_the_session_in_every_phase() {
+    all_of(&At::ALL, |&at| {
+        let mut standing = Standing::at(at, &Start::default());
+        standing.door.client.take().unwrap().reset();
+        let _ = standing.child.rest();
+        if at.has_backend() {
+            let (octets, end) = standing.door.backend.held().rest().unwrap_or_else(|why| panic!("backend: {why}"));
+            if at.is_dismissed() {
+                assert_eq!((octets, end), (Vec::new(), end));
+                assert_ne!(end, End::Clean, "the backend takes a reset for a clean end");
+            }
+        }
+        assert_eq!(standing.close(), 1);
+    });
+}
+
+#[test]
+fn a_half_close_ends_the_session_in_every_phase() {
+    all_of(&At::ALL, |&at| {
+        let mut standing = Standing::at(at, &Start::default());
+        let client = standing.door.client.as_mut().unwrap();
+        client.cut();
+        if !at.is_dismissed() {
+            // A QUIT of ours may come before the end; nothing of the client's.
+            let heard = standing.child.rest().unwrap();
+            assert!(heard.is_empty() || heard == b"QUIT\r\n", "{}", heard.escape_ascii());
+            match at {
+                At::Ungreeted => standing.child.send(b"220 mail.example ESMTP\r\n"),
+                At::Owed => standing.child.send(b"250 Ok\r\n"),
+                _ => {}
+            }
+            standing.child.exit(0);
+        }
+        let (said, end) = client.rest().unwrap();
+        match at {
+            At::Ungreeted => assert_eq!(said, b"220 mail.example ESMTP\r\n"),
+            At::Owed => assert_eq!(said, b"250 Ok\r\n"),
+            At::ClientHandshake => {}
+            _ => assert_eq!((said.as_slice(), end == End::Reset), (&b""[..], false)),
+        }
+        if at.is_secure() {
+            let (_, end) = standing.door.backend.held().rest().unwrap();
+            assert_ne!(end, End::Clean, "the backend takes a truncation for a clean end");
+        }
+        assert_eq!(standing.close(), i32::from(at != At::RelayPlain));
+    });
+}
+
+#[test]
+fn sigterm_and_sigint_end_the_session_in_every_phase() {
+    all_of(&At::ALL, |&at| {
+        for signal in [Signal::TERM, Signal::INT] {
+            let mut standing = Standing::at(at, &Start::default());
+            standing.door.kill(signal);
+            let client = standing.door.client.as_mut().unwrap();
+            let (said, end) = client.rest().unwrap();
+            let silent = matches!(at, At::ClientHandshake | At::RelayPlain | At::RelayTls);
+            if silent {
+                assert!(!said.starts_with(b"4"), "{}", said.escape_ascii());
+            } else {
+                assert_eq!(said.escape_ascii().to_string(), "421 4.3.2 Service shutting down\\r\\n");
+            }
+            match at {
+                At::RelayTls => assert_ne!(end, End::Clean),
+                At::ClientHandshake => {}
+                _ => assert_eq!(end, End::Clean),
+            }
+            if at == At::RelayTls {
+                let (_, end) = standing.door.backend.held().rest().unwrap();
+                assert_ne!(end, End::Clean);
+            }
+            assert_eq!(standing.close(), 0);
+        }
+    });
+}
+
+#[test]
+fn sigkill_is_the_end_for_child_backend_and_client_in_every_phase() {
+    all_of(&At::ALL, |&at| {
+        let mut standing = Standing::at(at, &Start::default());
+        standing.door.kill(Signal::KILL);
+        if !at.is_dismissed() {
+            let heard = standing.child.rest().unwrap();
+            assert!(heard.is_empty(), "{}", heard.escape_ascii());
+            standing.child.exit(0);
+        }
+        let (_, end) = standing.door.client.as_mut().unwrap().rest().unwrap();
+        assert!(!at.is_secure() || end != End::Clean);
+        if at.has_backend() {
+            let (_, end) = standing.door.backend.held().rest().unwrap();
+            assert!(!at.is_dismissed() || end != End::Clean);
+        }
+        standing.door.wait().unwrap();
+        // Its parent is now somebody else, who reaps it, or nobody here: only its pipes are ours to look at.
+    });
+}
+
+#[test]
+fn a_session_that_was_stopped_goes_on_where_it_was() {
+    all_of(&[At::Snoop, At::HalfLine, At::ClientHandshake, At::Gate, At::RelayPlain, At::RelayTls], |&at| {
+        let mut standing = Standing::at(at, &Start::default());
+        standing.door.kill(Signal::STOP);
+        assert!(wait_until(PATIENCE, || standing.door.state() == 'T'));
+        let (door, child) = (&mut standing.door, &mut standing.child);
+        let pid = door.pid();
+        let go_on = move || rustix::process::kill_process(pid, Signal::CONT).unwrap();
+        let client = door.client.as_mut().unwrap();
+        match at {
+            At::HalfLine => {
+                client.send(b"P\r\n");
+                go_on();
+                child.get(b"NOOP\r\n").unwrap();
+                child.send(b"250 Ok\r\n");
+                client.get(b"250 Ok\r\n").unwrap();
+            }
+            At::ClientHandshake => {
+                std::thread::scope(|scope| {
+                    let handshake = scope.spawn(|| client.secure(tls_client()));
+                    go_on();
+                    handshake.join().unwrap().unwrap();
+                });
+            }
+            At::Gate | At::RelayTls => {
+                client.send(b"NOOP\r\n");
+                go_on();
+                let backend = door.backend.wire().unwrap();
+                backend.get(b"NOOP\r\n").unwrap();
+                backend.send(b"250 Ok\r\n");
+                client.get(b"250 Ok\r\n").unwrap();
+            }
+            _ => {
+                client.send(b"NOOP\r\n");
+                go_on();
+                child.get(b"NOOP\r\n").unwrap();
+                child.send(b"250 Ok\r\n");
+                client.get(b"250 Ok\r\n").unwrap();
+                ask_child(door, child, "RSET\r\n", "250 Ok\r\n").unwrap();
+            }
+        }
+        standing.close();
+    });
+}

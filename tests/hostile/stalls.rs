@@ -1,0 +1,183 @@
+//! Somebody says nothing more: each timer fires within a second of its setting, with its words, and the waiting costs no
+//! processor time.
+
+use std::time::{Duration, Instant};
+
+use crate::door::Start;
+use crate::steps::{At, Standing, all_of};
+use crate::stream::wait_until;
+use crate::wire::{End, PATIENCE};
+
+/// What every timer of these tests is set to, and the soonest and the latest moment that it may fire.
+const SECOND: &str = "1";
+const SOONEST: Duration = Duration::from_millis(950);
+const LATEST: Duration = Duration::from_secs(2);
+
+/// What a session may use of a processor while it waits: one tick of the kernel's clock may always be counted.
+const NOTHING: Duration = Duration::from_millis(20);
+
+/// The timer of a phase.
+fn option(at: At) -> &'static str {
+    match at {
+        At::Ungreeted | At::Snoop | At::HalfLine | At::Owed | At::Gate => "--snoop-timeout",
+        At::Dial => "--dial-timeout",
+        At::BackendHandshake => "--backend-handshake-timeout",
+        At::Greeting => "--greeting-timeout",
+        At::Replay => "--replay-timeout",
+        At::ClientHandshake => "--handshake-timeout",
+        At::RelayPlain | At::RelayTls => "--relay-timeout",
+    }
+}
+
+#[test]
+fn a_stall_in_every_phase_ends_by_its_own_timer_and_costs_nothing() {
+    all_of(&At::ALL, |&at| {
+        let mut standing = Standing::at(at, &Start { options: &[option(at), SECOND], ..Start::default() });
+        let before = standing.door.processor_time();
+        let client = standing.door.client.as_mut().unwrap();
+        if at.is_handover() {
+            client.get(b"454 4.7.0 TLS not available\r\n").unwrap();
+        } else {
+            let (said, end) = client.rest().unwrap();
+            match at {
+                At::ClientHandshake => assert_eq!(end, End::Clean),
+                At::RelayPlain => assert_eq!((said, end), (Vec::new(), End::Clean)),
+                At::RelayTls => {
+                    assert!(said.is_empty());
+                    assert_ne!(end, End::Clean);
+                }
+                _ => {
+                    assert_eq!((said.as_slice(), end), (&b"421 4.4.2 Timeout, closing connection\r\n"[..], End::Clean))
+                }
+            }
+        }
+        let took = standing.since.elapsed();
+        let spent = standing.door.processor_time() - before;
+        assert!(took >= SOONEST && took < LATEST, "fired after {took:?}");
+        assert!(spent <= NOTHING, "{spent:?} of processor time");
+        let code = standing.close();
+        assert_eq!(code, if at.is_handover() { 1 } else { 99 });
+    });
+}
+
+#[test]
+fn an_idle_session_costs_nothing_in_any_phase() {
+    all_of(&At::ALL, |&at| {
+        let standing = Standing::at(at, &Start::default());
+        let before = standing.door.processor_time();
+        // Long enough for a tick, for the second after which buffers are given back, and for what an odd timer would do.
+        std::thread::park_timeout(Duration::from_secs(3));
+        let spent = standing.door.processor_time() - before;
+        assert!(spent <= NOTHING, "{spent:?} of processor time");
+        standing.close();
+    });
+}
+
+#[test]
+fn an_octet_now_and_then_does_not_outlive_snoop_total() {
+    let mut standing = Standing::at(At::Snoop, &Start { options: &["--snoop-total", SECOND], ..Start::default() });
+    let client = standing.door.client.as_mut().unwrap();
+    let started = Instant::now();
+    while started.elapsed() < LATEST && client.is_open() {
+        client.send(b"x");
+        client.listen_for(Duration::from_millis(100));
+    }
+    client.get(b"421 4.4.2 Timeout, closing connection\r\n").unwrap();
+    assert!(started.elapsed() < LATEST, "{:?}", started.elapsed());
+    assert_eq!(standing.close(), 99);
+}
+
+#[test]
+fn an_octet_now_and_then_is_no_command_for_snoop_timeout() {
+    let mut standing = Standing::at(At::Snoop, &Start { options: &["--snoop-timeout", SECOND], ..Start::default() });
+    let client = standing.door.client.as_mut().unwrap();
+    let started = Instant::now();
+    while started.elapsed() < LATEST && client.is_open() {
+        client.send(b"x");
+        client.listen_for(Duration::from_millis(100));
+    }
+    client.get(b"421 4.4.2 Timeout, closing connection\r\n").unwrap();
+    assert_eq!(standing.close(), 99);
+}
+
+#[test]
+fn an_endless_line_at_full_speed_does_not_outlive_snoop_total() {
+    let floods = [vec![b'x'; 65536], b"XCLIENT a\r\n".repeat(6000), b"NOOP\0\r\n".repeat(9000)];
+    all_of(&floods, |octets| {
+        let options = ["--snoop-total", SECOND];
+        let mut standing = Standing::at(At::Snoop, &Start { options: &options, ..Start::default() });
+        let client = standing.door.client.as_mut().unwrap();
+        let started = Instant::now();
+        while started.elapsed() < LATEST && client.is_open() {
+            client.send_some(octets);
+            client.listen_for(Duration::ZERO);
+        }
+        let took = started.elapsed();
+        assert!(took < LATEST, "{} is served for {took:?}", octets[..8].escape_ascii());
+        let code = standing.close();
+        assert!(code == 99 || code == 1, "{code}");
+    });
+}
+
+#[test]
+fn a_hello_in_drops_does_not_outlive_the_handshakes_timer() {
+    let options = ["--handshake-timeout", SECOND];
+    let mut standing = Standing::at(At::ClientHandshake, &Start { options: &options, ..Start::default() });
+    let client = standing.door.client.as_mut().unwrap();
+    // A record of 512 octets is announced: a ClientHello that never becomes whole.
+    client.send(&[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3]);
+    let started = Instant::now();
+    while started.elapsed() < LATEST && client.is_open() {
+        client.send(&[7]);
+        client.listen_for(Duration::from_millis(100));
+    }
+    assert!(started.elapsed() < LATEST);
+    assert_eq!(standing.close(), 99);
+}
+
+#[test]
+fn a_backend_in_drops_does_not_outlive_its_timers() {
+    let drops: [(At, &[u8]); 3] =
+        [(At::BackendHandshake, b"\x16\x03\x03\x40\x00\x02"), (At::Greeting, b"220-a\r\n"), (At::Replay, b"250-a\r\n")];
+    all_of(&drops, |&(at, octets)| {
+        let mut standing = Standing::at(at, &Start { options: &[option(at), SECOND], ..Start::default() });
+        let started = Instant::now();
+        let client = standing.door.client.as_mut().unwrap();
+        for octet in octets.iter().cycle() {
+            standing.door.backend.held().send(&[*octet]);
+            client.listen_for(Duration::from_millis(50));
+            if started.elapsed() > LATEST || client.has_received() {
+                break;
+            }
+        }
+        client.get(b"454 4.7.0 TLS not available\r\n").unwrap();
+        assert!(started.elapsed() < LATEST);
+        assert_eq!(standing.close(), 1);
+    });
+}
+
+#[test]
+fn a_child_that_stays_is_terminated_and_then_killed_by_the_farewells_timer() {
+    let modes = ["plain", "ignore-term"];
+    let cases = modes.iter().flat_map(|mode| [(At::Snoop, mode), (At::RelayPlain, mode)]).collect::<Vec<_>>();
+    all_of(&cases, |&(at, &mode)| {
+        let options = ["--farewell-timeout", SECOND];
+        let mut standing = Standing::at(at, &Start { options: &options, mode, ..Start::default() });
+        drop(standing.door.client.take());
+        let _ = standing.child.rest();
+        if at == At::RelayPlain {
+            // Nobody can tell that its client is gone before it says something.
+            while !wait_until(Duration::from_millis(5), || standing.door.said().contains("end=")) {
+                standing.child.send(b"250 Ok\r\n");
+            }
+        } else {
+            standing.child.close_stdout();
+        }
+        let started = Instant::now();
+        assert!(wait_until(PATIENCE, || standing.child.is_gone(Duration::ZERO)));
+        let (took, seconds) = (started.elapsed(), if mode == "plain" { 1 } else { 2 });
+        let range = Duration::from_secs(seconds).saturating_sub(Duration::from_millis(100));
+        assert!(took >= range && took < range + Duration::from_secs(1), "{mode}: {took:?}");
+        assert_eq!(standing.door.code(), 1);
+    });
+}
