@@ -18,6 +18,7 @@ use crate::client_info::ClientInfo;
 use crate::engine::{self, CLIENT_IN, CLIENT_OUT, Conn, Parts, SIGNALS, Secrets};
 use crate::error::Fatal;
 use crate::session::{EndReason, PolicyEnd};
+use crate::smtp::reply::Ours;
 use crate::sys::child::Child;
 use crate::sys::dial::Target;
 use crate::sys::end::End;
@@ -41,8 +42,10 @@ pub fn serve(config: Config) -> Result<u8, Fatal> {
     };
     let identity = identity.unwrap_or_else(|| self::identity(&config.identity));
     let dropped = privileges::become_user(config.uid, config.gid).and_then(|()| privileges::harden());
-    let mut conn =
-        Parted::new(config, identity, child, started).map_err(|error| Fatal::System("watch the client", error))?;
+    let mut conn = Parted::new(config, identity, child, started).map_err(|error| {
+        inherited::say_to_client(Ours::NOT_AVAILABLE.octets());
+        Fatal::System("watch the client", error)
+    })?;
     if no_service {
         conn.conn.end_with(EndReason::Policy(PolicyEnd::NoCertificate));
     } else if let Err(error) = dropped {
@@ -73,6 +76,9 @@ impl Parted {
             (None, None) => Roots::System,
             (file, folder) => Roots::Files { file, folder },
         };
+        // What can fail for want of descriptors comes before the client's are taken.
+        let poll = Poll::new()?;
+        let terminations = End::event(signals::terminations()?, SIGNALS);
         let (input, output) = inherited::client();
         // Under inetd and systemd there is no TCPREMOTEIP.
         let mut info = ClientInfo::from_ucspi(|name| std::env::var_os(name));
@@ -97,10 +103,9 @@ impl Parted {
                 insecure: config.backend_insecure,
             },
             relay: config.relay,
-            terminations: Some(End::event(signals::terminations()?, SIGNALS)),
+            terminations: Some(terminations),
             started,
         };
-        let poll = Poll::new()?;
         let conn = Conn::new(parts, poll.registry())?;
         Ok(Self { poll, conn })
     }

@@ -32,6 +32,12 @@ pub fn client() -> (OwnedFd, OwnedFd) {
     raw::take_stdin_and_stdout()
 }
 
+/// Last words to the client of a session that can't begin, as far as one write takes them. For a program that ends now: its
+/// descriptors may have been closed already, and then nothing is said.
+pub fn say_to_client(octets: &[u8]) {
+    let _ = rustix::io::write(rustix::stdio::stdout(), octets);
+}
+
 /// The TCP peer of `client`, if it has one.
 #[must_use]
 pub fn peer(client: impl AsFd) -> Option<SocketAddr> {

@@ -4,8 +4,10 @@
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -103,12 +105,18 @@ impl Door {
         let puppets = UnixListener::bind(path("puppets")).unwrap();
         let (client, input, output, port) = descriptors(start.shape);
 
-        let program = env!("CARGO_BIN_EXE_starttls-wrapper");
+        let mut program = PathBuf::from(env!("CARGO_BIN_EXE_starttls-wrapper"));
+        if start.uid.is_some() {
+            // Where the program was built somebody else may not enter.
+            fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+            fs::copy(&program, path("program")).unwrap();
+            program = path("program");
+        }
         let mut command = match start.through {
-            [] => Command::new(program),
+            [] => Command::new(&program),
             [first, rest @ ..] => {
                 let mut command = Command::new(first);
-                command.args(rest).arg(program);
+                command.args(rest).arg(&program);
                 command
             }
         };
@@ -202,7 +210,7 @@ impl Door {
     }
 
     /// A file of this door's own folder.
-    pub(crate) fn path(&self, name: &str) -> std::path::PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 

@@ -104,7 +104,9 @@ impl Standing {
         if at == At::Ungreeted {
             return Ok(());
         }
-        door.backend.listen();
+        if !matches!(at, At::Snoop | At::Dial) {
+            door.backend.listen();
+        }
         greet(door, child)?;
         self.since = Instant::now();
         let client = door.client.as_mut().ok_or("no client")?;
@@ -214,7 +216,9 @@ pub(crate) fn all_of<T: std::fmt::Debug + Sync>(cases: &[T], case: impl Fn(&T) +
     let failed: Vec<String> = std::thread::scope(|scope| {
         let runs: Vec<_> = cases.iter().map(|one| (one, scope.spawn(|| case(one)))).collect();
         let joined = runs.into_iter().map(|(one, run)| (one, run.join()));
-        joined.filter_map(|(one, run)| run.err().map(|why| format!("{one:?}: {}", words(&*why)))).collect()
+        joined
+            .filter_map(|(one, run)| run.err().map(|why| format!("{:.200}: {}", format!("{one:?}"), words(&*why))))
+            .collect()
     });
     assert!(failed.is_empty(), "{} of {} cases failed:\n{}", failed.len(), cases.len(), failed.join("\n"));
 }

@@ -236,6 +236,12 @@ impl Wire {
         while self.end.is_none() && self.receive(deadline).is_ok() {}
     }
 
+    /// Notes what comes until a line has, or the end.
+    pub(crate) fn listen_for_line(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.end.is_none() && !self.received.contains(&b'\n') && self.receive(deadline).is_ok() {}
+    }
+
     /// Whether the other side has not ended, as far as we have listened.
     pub(crate) fn is_open(&self) -> bool {
         self.end.is_none()
