@@ -8,6 +8,11 @@ use starttls_wrapper::driver::ucspi;
 use starttls_wrapper::error::{Fatal, exit};
 use starttls_wrapper::logging;
 
+/// rustls allocates for each record that it receives; musl's allocator would map and unmap memory each time.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     let outcome = std::panic::catch_unwind(run).unwrap_or(Ok(exit::BUG));
     ExitCode::from(outcome.unwrap_or_else(|fatal| {

@@ -1,15 +1,24 @@
 //! The cryptography and the names that everything in this folder shares.
 
+use rustls::CipherSuite;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::ServerName;
 use std::sync::{Arc, OnceLock};
 
 use super::error::TlsError;
 
-/// The one provider of the process.
+/// The one provider of the process: aws-lc's defaults, the hybrid post-quantum group first, and AES-128 before AES-256.
+///
+/// AES-128-GCM moves a tenth more per second, and its SHA-256 has instructions of its own where SHA-384 has none.
 pub(super) fn provider() -> &'static Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
-    PROVIDER.get_or_init(|| Arc::new(aws_lc_rs::default_provider()))
+    PROVIDER.get_or_init(|| {
+        let mut provider = aws_lc_rs::default_provider();
+        let first = CipherSuite::TLS13_AES_128_GCM_SHA256;
+        // A stable sort: the rest stays in its order.
+        provider.cipher_suites.sort_by_key(|suite| suite.suite() != first);
+        Arc::new(provider)
+    })
 }
 
 /// Reads a DNS name or a literal IP address, as the command line has it. Errors: [`TlsError::Name`].

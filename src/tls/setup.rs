@@ -31,6 +31,7 @@ pub fn server_setup(identity: &Identity) -> Result<Arc<ServerConfig>, TlsError> 
         .map_err(TlsError::Setup)?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(certificate));
+    config.ignore_client_order = true;
     config.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
