@@ -192,9 +192,10 @@ impl Door {
         line.strip_suffix(" kB").and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{field}: {line}"))
     }
 
-    /// Whether SIGTERM is something that the program reads by now.
-    pub(crate) fn blocks_sigterm(&self) -> bool {
-        u64::from_str_radix(&self.status("SigBlk"), 16).is_ok_and(|bits| bits & (1 << 14) != 0)
+    /// Whether SIGINT and SIGTERM are something that the program reads by now. While it starts its child all signals are
+    /// blocked for a moment, which is something else.
+    pub(crate) fn reads_signals(&self) -> bool {
+        u64::from_str_radix(&self.status("SigBlk"), 16).is_ok_and(|bits| bits == 1 << 1 | 1 << 14)
     }
 
     fn status(&self, field: &str) -> String {

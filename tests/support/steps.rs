@@ -98,7 +98,7 @@ impl Standing {
     fn go(&mut self, at: At) -> Result<(), String> {
         let (door, child) = (&mut self.door, &mut self.child);
         // Before that a signal has its default effect.
-        if !wait_until(PATIENCE, || door.blocks_sigterm()) {
+        if !wait_until(PATIENCE, || door.reads_signals()) {
             return Err("it never waits for signals".to_owned());
         }
         if at == At::Ungreeted {
