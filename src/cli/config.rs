@@ -185,7 +185,7 @@ fn cutoff_count(item: &str, count: &str) -> Result<u32, Fatal> {
 fn cutoff_verb(item: &str) -> Result<Verb, Fatal> {
     match Verb::named(item.as_bytes()) {
         Some(Verb::Ehlo | Verb::Starttls) => usage(format!("--cutoff: {item} can't be one, STARTTLS needs it")),
-        Some(Verb::Xclient | Verb::Xforward | Verb::Foreign) => {
+        Some(Verb::Xclient | Verb::Xforward | Verb::Foreign | Verb::Disguised) => {
             usage(format!("--cutoff: {item} can't be one, it is always refused"))
         }
         Some(

@@ -17,7 +17,7 @@ use crate::cli::{Config, IdentitySource, OWN_VARIABLES};
 use crate::client_info::ClientInfo;
 use crate::engine::{self, CLIENT_IN, CLIENT_OUT, Conn, Parts, SIGNALS, Secrets};
 use crate::error::Fatal;
-use crate::session::{EndReason, PolicyEnd};
+use crate::session::{ChildEnd, EndReason, PolicyEnd};
 use crate::smtp::reply::Ours;
 use crate::sys::child::Child;
 use crate::sys::dial::Target;
@@ -33,12 +33,9 @@ pub fn serve(config: Config) -> Result<u8, Fatal> {
     let started = Instant::now();
     inherited::clean_up().map_err(|error| Fatal::System("prepare the inherited descriptors", error))?;
     let identity = if config.policy.require_tls { Some(identity(&config.identity)) } else { None };
-    let no_service = matches!(identity, Some(None));
-    let child = if no_service {
-        Err("there is no certificate".to_owned())
-    } else {
-        Child::start(&config.program, &config.arguments, &OWN_VARIABLES)
-            .map_err(|error| format!("{}: {error}", config.program.to_string_lossy()))
+    let child = match identity {
+        Some(None) => Err(EndReason::Policy(PolicyEnd::NoCertificate)),
+        None | Some(Some(_)) => start(&config),
     };
     let identity = identity.unwrap_or_else(|| self::identity(&config.identity));
     let dropped = privileges::become_user(config.uid, config.gid).and_then(|()| privileges::harden());
@@ -46,12 +43,17 @@ pub fn serve(config: Config) -> Result<u8, Fatal> {
         inherited::say_to_client(Ours::NOT_AVAILABLE.octets());
         Fatal::System("watch the client", error)
     })?;
-    if no_service {
-        conn.conn.end_with(EndReason::Policy(PolicyEnd::NoCertificate));
-    } else if let Err(error) = dropped {
+    if let Err(error) = dropped {
         conn.conn.end_with(EndReason::System(format!("can't drop privileges: {error}")));
     }
     engine::run(&mut conn.poll, &mut conn.conn).map_err(|error| Fatal::System("wait for events", error))
+}
+
+fn start(config: &Config) -> Result<Child, EndReason> {
+    Child::start(&config.program, &config.arguments, &OWN_VARIABLES).map_err(|error| {
+        let why = format!("{}: {error}", config.program.to_string_lossy());
+        EndReason::Child(ChildEnd::NotStarted(why))
+    })
 }
 
 /// A connection and its loop.
@@ -64,7 +66,7 @@ impl Parted {
     fn new(
         config: Config,
         identity: Option<Identity>,
-        child: Result<Child, String>,
+        child: Result<Child, EndReason>,
         started: Instant,
     ) -> io::Result<Self> {
         let mut policy = config.policy;

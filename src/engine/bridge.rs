@@ -29,15 +29,14 @@ pub(super) enum Received {
 
 /// One read, and everything that it completes; each record's plaintext goes to `sink`.
 pub(super) fn receive(end: &mut End, leg: &mut Leg, sink: &mut dyn FnMut(&[u8])) -> Result<Received, Trouble> {
-    let mut beyond = [0; 512];
     let room = leg.room();
-    // After its close_notify nothing of the peer's counts but the end of its connection.
-    let ignored = room.is_empty();
-    let room = if ignored { &mut beyond[..] } else { room };
+    if room.is_empty() {
+        // After its close_notify nothing of the peer's counts.
+        return Ok(Received::Nothing);
+    }
     match end.read(room) {
         Ok(None) => Ok(Received::Nothing),
         Ok(Some(0)) => Ok(Received::End),
-        Ok(Some(count)) if ignored => Ok(Received::Octets(count)),
         Ok(Some(count)) => {
             leg.filled(count);
             leg.handle_records(sink).map_err(Trouble::Tls)?;

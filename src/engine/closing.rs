@@ -1,16 +1,26 @@
 //! The phase `Close`: client, backend and child each come to their end, side by side.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mio::Registry;
 
-use crate::session::{ClientEnd, EndReason, Phase};
+use crate::session::{ClientEnd, EndReason, Phase, limits};
+use crate::tls::Leg;
 
 use super::bridge;
 use super::conn::Conn;
 use super::dismissal::Dismissal;
 use super::linger::Linger;
 use super::report;
+
+/// How long what is owed may take to leave: a client that reads slowly still gets the end of what a server said before it
+/// closed; one that is thrown out gets its farewell or does not.
+fn patience(reason: Option<&EndReason>) -> Duration {
+    match reason {
+        Some(EndReason::Over | EndReason::Backend(_) | EndReason::Child(_)) => limits::FLUSH,
+        Some(_) | None => limits::LINGER,
+    }
+}
 
 impl Conn {
     /// The phase `Close`: client, backend and child each come to their end. True: all have.
@@ -39,7 +49,8 @@ impl Conn {
 
     fn close_client(&mut self, clean: bool, now: Instant) {
         let Some(client) = &mut self.client else { return };
-        let linger = self.linger.get_or_insert_with(|| Linger::begin(now));
+        let patience = patience(self.session.end());
+        let linger = self.linger.get_or_insert_with(|| Linger::begin(patience, now));
         let mut is_flushed = client.is_deaf || self.session.to_client.is_empty();
         if let Some(leg) = &mut client.leg {
             if clean && !client.close_sent && !leg.is_handshaking() && self.session.to_client.is_empty() {
@@ -51,8 +62,11 @@ impl Conn {
             }
             is_flushed = client.is_deaf || (is_flushed && !leg.wants_write());
         }
-        if client.is_over && is_flushed || linger.poll(&mut client.input, &client.output, is_flushed, now) {
-            let facts = client.leg.as_ref().filter(|leg| !leg.is_handshaking()).map(|leg| leg.facts());
+        if client.is_over && is_flushed || linger.poll(&mut client.input, &mut client.output, is_flushed, now) {
+            if !is_flushed {
+                self.session.handle_unsent();
+            }
+            let facts = client.leg.as_ref().map(Leg::facts);
             if let Some(reason) = self.session.end() {
                 report::end(&self.info, reason, facts.as_ref(), self.tally, self.session.recorded(), self.started);
             }

@@ -12,9 +12,9 @@ use mio::{Interest, Registry};
 
 use crate::client_info::ClientInfo;
 use crate::session::policy::RelayMode;
-use crate::session::{ChildEnd, EndReason, Phase, Policy, Session};
+use crate::session::{ClientEnd, EndReason, Phase, Policy, Session};
 use crate::sys::child::Child;
-use crate::sys::dial::Target;
+use crate::sys::dial::{Resolver, Target};
 use crate::sys::end::End;
 use crate::tls::Leg;
 
@@ -29,7 +29,7 @@ use super::tokens::{BACKEND, CHILD_EXIT, CHILD_IN, CHILD_OUT, CLIENT_IN, CLIENT_
 pub(super) const SCRATCH: usize = 8 * 1024;
 
 /// Rounds of one `drive` before the loop looks at everything else.
-const ROUNDS: usize = 64;
+const ROUNDS: usize = 16;
 
 /// Buffers that have been idle for so long are given back.
 pub(super) const IDLE: Duration = Duration::from_secs(1);
@@ -39,8 +39,8 @@ pub(super) const IDLE: Duration = Duration::from_secs(1);
 pub struct Parts {
     /// What the client sends and what it is sent: one socket twice, or two pipes.
     pub client: (End, End),
-    /// PROG, or why it could not be started.
-    pub child: Result<Child, String>,
+    /// PROG, or why there is none: the session ends with that.
+    pub child: Result<Child, EndReason>,
     /// Who the client is, for the log.
     pub info: ClientInfo,
     /// What the session decides by.
@@ -93,6 +93,7 @@ pub struct Conn {
     pub(super) child_out: Option<End>,
     pub(super) exit: Option<End>,
     pub(super) dial: Option<Dial>,
+    pub(super) resolver: Resolver,
     pub(super) setups: Option<Setups>,
     pub(super) backend: Option<Backend>,
     pub(super) relay: Option<Relay>,
@@ -130,7 +131,7 @@ impl Conn {
                 child_out = out;
                 child = Some(started);
             }
-            Err(why) => session.handle_end(EndReason::Child(ChildEnd::NotStarted(why)), parts.started),
+            Err(reason) => session.handle_end(reason, parts.started),
         }
         let mut terminations = parts.terminations;
         if let Some(end) = &mut terminations {
@@ -146,6 +147,7 @@ impl Conn {
             child_out,
             exit: None,
             dial: None,
+            resolver: Resolver::default(),
             setups: None,
             backend: None,
             relay: None,
@@ -221,6 +223,9 @@ impl Conn {
         self.session.handle_timeout(now);
         if self.terminations.as_mut().is_some_and(|end| core::mem::take(&mut end.readable)) {
             self.session.handle_terminate(now);
+            if let Some(dismissal) = &mut self.dismissal {
+                dismissal.hurry(now);
+            }
         }
         self.tend_dismissal(now);
         self.trim(now);
@@ -258,11 +263,33 @@ impl Conn {
                 return Driven::Again;
             }
         }
+        if self.is_client_lost() {
+            self.session.handle_end(EndReason::Client(ClientEnd::BrokeOff), now);
+            return Driven::Again;
+        }
         if let Err(error) = self.watch_writes(registry) {
             self.session.handle_end(EndReason::System(format!("can't watch: {error}")), now);
             return Driven::Again;
         }
         Driven::Wait
+    }
+
+    /// Whether the client has reset its connection while nobody reads it, so that no read will ever say so.
+    fn is_client_lost(&self) -> bool {
+        let is_unread = match self.session.phase() {
+            Phase::RelayPlain => self.child_in.is_none(),
+            Phase::Snoop | Phase::Gate => self.session.client_room() == 0 || !self.session.may_take(),
+            Phase::Dial
+            | Phase::SecureBackend
+            | Phase::Greeting
+            | Phase::Replay
+            | Phase::Commit
+            | Phase::Announce
+            | Phase::SecureClient
+            | Phase::RelayTls
+            | Phase::Close => false,
+        };
+        is_unread && self.client.as_ref().is_some_and(|client| client.input.is_broken && !client.is_over)
     }
 
     /// Where a write would have blocked, the loop is to say when it would not.

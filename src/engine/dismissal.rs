@@ -69,6 +69,11 @@ impl Dismissal {
         (!self.is_reaped).then_some(self.due)
     }
 
+    /// Somebody waits for us: the next step comes at once.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        self.due = self.due.min(now);
+    }
+
     /// Goes on. True: the child is reaped, or beyond all reach.
     pub(super) fn poll(&mut self, now: Instant) -> bool {
         if self.is_reaped {

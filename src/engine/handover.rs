@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use mio::{Interest, Registry, Waker};
 
-use crate::sys::dial::{self, Resolution, Target};
+use crate::sys::dial::{self, Resolver, Target};
 use crate::sys::end::End;
 use crate::tls::{
     ClientConfig, Identity, Leg, Roots, ServerConfig, ServerName, TlsError, Trust, client_setup, server_name,
@@ -88,7 +88,7 @@ pub(super) enum Dialled {
 #[derive(Debug)]
 pub(super) struct Dial {
     target: Target,
-    resolution: Option<Resolution>,
+    is_resolved: bool,
     left: VecDeque<SocketAddr>,
     attempt: Option<(End, SocketAddr, Instant)>,
     last_error: String,
@@ -96,16 +96,15 @@ pub(super) struct Dial {
 }
 
 impl Dial {
-    pub(super) fn begin(target: &Target, registry: &Registry, patience: Duration, now: Instant) -> io::Result<Self> {
-        let resolution = target.resolve(|| Waker::new(registry, RESOLVED))?;
-        Ok(Self {
+    pub(super) fn begin(target: &Target, patience: Duration, now: Instant) -> Self {
+        Self {
             target: target.clone(),
-            resolution: Some(resolution),
+            is_resolved: false,
             left: VecDeque::new(),
             attempt: None,
             last_error: "it has no usable address".to_owned(),
             due: now + patience,
-        })
+        }
     }
 
     /// The end that is being connected, for the loop's events.
@@ -119,14 +118,14 @@ impl Dial {
     }
 
     /// Goes on.
-    pub(super) fn poll(&mut self, registry: &Registry, now: Instant) -> Dialled {
-        if let Some(resolution) = &mut self.resolution {
-            match resolution.poll() {
+    pub(super) fn poll(&mut self, resolver: &mut Resolver, registry: &Registry, now: Instant) -> Dialled {
+        if !self.is_resolved {
+            match resolver.poll(&self.target, || Waker::new(registry, RESOLVED)) {
                 None => return Dialled::Wait,
                 Some(Ok(found)) => self.left = self.target.usable(found).into(),
                 Some(Err(error)) => self.last_error = format!("{}: {error}", self.target.host),
             }
-            self.resolution = None;
+            self.is_resolved = true;
         }
         loop {
             if let Some((end, address, due)) = self.attempt.take() {

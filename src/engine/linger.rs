@@ -1,7 +1,7 @@
 //! A close that the client can read: what is owed leaves, writing is shut down, the client's last octets are drained for a
 //! little. A plain close with unread input resets the connection and eats the last reply (RFC 1122 4.2.2.13).
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::session::limits;
 use crate::sys::end::End;
@@ -15,8 +15,9 @@ pub(super) struct Linger {
 }
 
 impl Linger {
-    pub(super) fn begin(now: Instant) -> Self {
-        Self { due: now + limits::LINGER, is_shut: false, drained: 0 }
+    /// Begins the end. What is not written yet gets `patience`.
+    pub(super) fn begin(patience: Duration, now: Instant) -> Self {
+        Self { due: now + patience, is_shut: false, drained: 0 }
     }
 
     pub(super) fn deadline(&self) -> Instant {
@@ -24,7 +25,7 @@ impl Linger {
     }
 
     /// Goes on. `is_flushed`: nothing is left to be written. True: the descriptors may be closed.
-    pub(super) fn poll(&mut self, input: &mut End, output: &End, is_flushed: bool, now: Instant) -> bool {
+    pub(super) fn poll(&mut self, input: &mut End, output: &mut End, is_flushed: bool, now: Instant) -> bool {
         if now >= self.due {
             return true;
         }
@@ -33,6 +34,7 @@ impl Linger {
         }
         if !self.is_shut {
             self.is_shut = true;
+            self.due = now + limits::LINGER;
             output.shut_down();
         }
         // Only a socket is reset by unread input.

@@ -9,14 +9,16 @@ use mio::{Interest, Registry};
 use crate::session::{BackendEnd, ChildEnd, ClientEnd, EndReason, Session};
 use crate::sys::child;
 use crate::sys::end::End;
-use crate::tls::TlsError;
 
 use super::bridge::{self, Received, Trouble};
 use super::conn::{Conn, IDLE};
 use super::handover::Backend;
 use super::pump::{Relay, Run};
-use super::secure::tls_trouble;
+use super::secure::{Whose, tls_trouble};
 use super::tokens::CHILD_EXIT;
+
+/// Reads of one direction before the other has its turn; each takes up to 256 KiB.
+const READS: usize = 8;
 
 impl Conn {
     /// Client and child. What was queued before the cutoff leaves first, in either direction.
@@ -141,10 +143,14 @@ impl Conn {
         let (Some(client), Some(backend)) = (&mut self.client, &mut self.backend) else { return false };
         let Some(leg) = &mut client.leg else { return false };
         let mut moved = false;
-        while client.input.readable && !client.is_over && backend.takes_more() {
+        let mut reads = READS;
+        while reads > 0 && client.input.readable && !client.is_over && !leg.peer_closed() && backend.takes_more() {
+            reads -= 1;
             let mut refused = None;
             let received = bridge::receive(&mut client.input, leg, &mut |octets| {
-                refused = backend.leg.send(octets).err().or(refused.take());
+                if !backend.is_deaf {
+                    refused = backend.leg.send(octets).err().or(refused.take());
+                }
             });
             moved = true;
             match received {
@@ -159,12 +165,12 @@ impl Conn {
                     }
                 }
                 Err(Trouble::Tls(error)) => {
-                    tls_trouble(&mut self.session, "client", error, now);
+                    tls_trouble(&mut self.session, Whose::Client, error, now);
                     return true;
                 }
             }
             if let Some(error) = refused {
-                refusal(&mut self.session, error, now);
+                tls_trouble(&mut self.session, Whose::Backend, error, now);
                 return true;
             }
             backend.transmit();
@@ -172,14 +178,23 @@ impl Conn {
         if (leg.peer_closed() || (client.is_over && client.close_sent)) && backend.close() {
             moved = true;
         }
-        moved | finished(&mut self.session, client.close_sent, backend, now)
+        let is_told = client.close_sent && !leg.wants_write();
+        moved | finished(&mut self.session, is_told, backend, now)
     }
 
     fn relay_to_client(&mut self, now: Instant) -> bool {
         let (Some(client), Some(backend)) = (&mut self.client, &mut self.backend) else { return false };
         let Some(leg) = &mut client.leg else { return false };
         let mut moved = false;
-        while backend.end.readable && !backend.is_over && !leg.wants_write() {
+        if backend.is_over && !backend.leg.peer_closed() {
+            // Its end came together with the reply that opened the gate.
+            self.session.handle_end(EndReason::Backend(BackendEnd::Truncated), now);
+            return true;
+        }
+        let mut reads = READS;
+        while reads > 0 && backend.end.readable && !backend.is_over && !backend.leg.peer_closed() && !leg.wants_write()
+        {
+            reads -= 1;
             let mut refused = None;
             let received = bridge::receive(&mut backend.end, &mut backend.leg, &mut |octets| {
                 refused = leg.send(octets).err().or(refused.take());
@@ -203,12 +218,12 @@ impl Conn {
                     }
                 }
                 Err(Trouble::Tls(error)) => {
-                    tls_trouble(&mut self.session, "backend", error, now);
+                    tls_trouble(&mut self.session, Whose::Backend, error, now);
                     return true;
                 }
             }
             if let Some(error) = refused {
-                refusal(&mut self.session, error, now);
+                tls_trouble(&mut self.session, Whose::Client, error, now);
                 return true;
             }
             match bridge::transmit(&mut client.output, leg) {
@@ -266,9 +281,4 @@ fn finished(session: &mut Session, to_client_closed: bool, backend: &Backend, no
         session.handle_end(EndReason::Over, now);
     }
     over
-}
-
-/// The leg that was to send could not.
-fn refusal(session: &mut Session, error: TlsError, now: Instant) {
-    tls_trouble(session, "outgoing", error, now);
 }

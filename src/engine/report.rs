@@ -23,10 +23,13 @@ pub(super) struct Tally {
 pub(super) fn note(client: &ClientInfo, note: &Note) {
     match note {
         Note::ChildOffersStarttls => {
-            warn!("client={client}: the child offers STARTTLS itself; its offer was replaced by ours");
+            warn!("client={client}: the child offers STARTTLS itself; that offer is not shown");
         }
         Note::ChildNotSmtp => warn!("client={client}: the child speaks no SMTP that we know; snooping stopped"),
         Note::HandoverFailed(failure) => warn!("client={client}: {failure}"),
+        Note::TooManyHandovers => {
+            warn!("client={client}: STARTTLS has failed too often in this session; the backend is not dialled again");
+        }
         Note::NoCertificate => warn!("client={client}: STARTTLS answered 454: there is no usable certificate"),
     }
 }

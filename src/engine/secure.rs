@@ -8,7 +8,7 @@ use std::time::Instant;
 use mio::Registry;
 
 use crate::logging::escape;
-use crate::session::{ClientEnd, EndReason, Phase, Session};
+use crate::session::{BackendEnd, ClientEnd, EndReason, Phase, Session};
 use crate::tls::{Leg, TlsError};
 
 use super::bridge::{self, Received, Trouble};
@@ -24,8 +24,12 @@ impl Conn {
             self.dial = None;
             return true;
         }
-        let dialled = match self.begin_dial(registry, now) {
-            Ok(dial) => dial.poll(registry, now),
+        let dialled = match self.begin_dial(now) {
+            Ok(mut dial) => {
+                let dialled = dial.poll(&mut self.resolver, registry, now);
+                self.dial = Some(dial);
+                dialled
+            }
             Err(why) => Dialled::Failed(why),
         };
         let done = match dialled {
@@ -47,19 +51,13 @@ impl Conn {
         true
     }
 
-    fn begin_dial(&mut self, registry: &Registry, now: Instant) -> Result<&mut Dial, String> {
+    /// The dial that is under way, or a new one; what TLS needs is made first.
+    fn begin_dial(&mut self, now: Instant) -> Result<Dial, String> {
         if self.setups.is_none() {
             let identity = self.secrets.identity.as_ref().ok_or("there is no certificate")?;
             self.setups = Some(self.secrets.set_up(identity).map_err(|error| error.to_string())?);
         }
-        match &mut self.dial {
-            Some(dial) => Ok(dial),
-            none => {
-                let patience = self.policy.timeouts.dial;
-                let begun = Dial::begin(&self.target, registry, patience, now).map_err(|error| error.to_string())?;
-                Ok(none.insert(begun))
-            }
-        }
+        Ok(self.dial.take().unwrap_or_else(|| Dial::begin(&self.target, self.policy.timeouts.dial, now)))
     }
 
     /// Everything that the backend's TLS needs and brings, up to the gate.
@@ -70,7 +68,7 @@ impl Conn {
             if phase == Phase::Snoop {
                 return true;
             }
-            let wanted = phase == Phase::SecureBackend || self.session.wants_backend();
+            let wanted = matches!(phase, Phase::SecureBackend | Phase::Commit) || self.session.wants_backend();
             let Some(backend) = self.backend.as_mut().filter(|b| wanted && b.end.readable && !b.is_over) else { break };
             let mut plaintext = Vec::new();
             let received =
@@ -111,10 +109,16 @@ impl Conn {
         moved
     }
 
-    /// Nothing unsent, and a fresh look at the client, whatever readiness is remembered: then the 220.
+    /// Nothing unsent, and a fresh look at backend and client, whatever readiness is remembered: then the 220.
     pub(super) fn commit(&mut self, now: Instant) -> bool {
         if !self.session.to_client.is_empty() {
             return self.read_client(now);
+        }
+        if let Some(backend) = &mut self.backend {
+            backend.end.readable = true;
+        }
+        if self.read_backend(now) && self.session.phase() != Phase::Commit {
+            return true;
         }
         let Some(client) = &mut self.client else { return false };
         client.input.readable = true;
@@ -203,7 +207,7 @@ impl Conn {
                     client.is_over = true;
                     self.session.handle_end(EndReason::Client(ClientEnd::BrokeOff), now);
                 }
-                Err(Trouble::Tls(error)) => tls_trouble(&mut self.session, "client", error, now),
+                Err(Trouble::Tls(error)) => tls_trouble(&mut self.session, Whose::Client, error, now),
             }
             moved = true;
         }
@@ -222,13 +226,22 @@ fn said(error: &TlsError) -> String {
     escape(error.to_string().as_bytes(), ERROR_TEXT).to_string()
 }
 
-/// TLS failed after the handshake: whose leg, and why.
-pub(super) fn tls_trouble(session: &mut Session, leg: &str, error: TlsError, now: Instant) {
-    let reason = match error {
-        TlsError::Panicked(_) | TlsError::Unexpected(_) | TlsError::NotReady | TlsError::AfterClose => {
-            EndReason::Engine(format!("{leg}: {}", said(&error)))
+/// Whose TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    Client,
+    Backend,
+}
+
+/// TLS failed after the handshake.
+pub(super) fn tls_trouble(session: &mut Session, whose: Whose, error: TlsError, now: Instant) {
+    let why = said(&error);
+    let reason = match (error, whose) {
+        (TlsError::Panicked(_) | TlsError::Unexpected(_) | TlsError::NotReady | TlsError::AfterClose, _) => {
+            EndReason::Engine(format!("{whose:?}: {why}"))
         }
-        _ => EndReason::Tls(format!("{leg}: {}", said(&error))),
+        (_, Whose::Client) => EndReason::Tls(why),
+        (_, Whose::Backend) => EndReason::Backend(BackendEnd::Tls(why)),
     };
     session.handle_end(reason, now);
 }

@@ -6,7 +6,7 @@ use crate::session::{ClientEnd, EndReason};
 
 use super::bridge;
 use super::conn::Conn;
-use super::secure::tls_trouble;
+use super::secure::{Whose, tls_trouble};
 
 impl Conn {
     /// Writes what waits, as far as it is taken. True: something left.
@@ -42,14 +42,16 @@ impl Conn {
                 }
                 written
             }
-            Some(leg) => {
-                if !self.session.to_client.is_empty() && !leg.is_handshaking() {
-                    // A leg that has failed takes nothing; its alert is what leaves.
-                    let _ = leg.send(self.session.to_client.as_slice());
-                    self.session.to_client.clear();
+            // What waits is encrypted when the queue has left, so that it is the session that sees the backpressure.
+            Some(leg) => bridge::transmit(&mut client.output, leg).and_then(|written| {
+                if self.session.to_client.is_empty() || leg.is_handshaking() || leg.wants_write() {
+                    return Ok(written);
                 }
-                bridge::transmit(&mut client.output, leg)
-            }
+                // A leg that has failed takes nothing; its alert has left.
+                let _ = leg.send(self.session.to_client.as_slice());
+                self.session.to_client.clear();
+                Ok(written + bridge::transmit(&mut client.output, leg)?)
+            }),
         };
         match written {
             Ok(count) => {
@@ -97,9 +99,10 @@ impl Conn {
             self.session.to_backend.clear();
             return false;
         }
-        if !self.session.to_backend.is_empty() && !backend.leg.is_handshaking() {
+        let is_free = !backend.leg.is_handshaking() && !backend.leg.wants_write();
+        if !self.session.to_backend.is_empty() && is_free {
             if let Err(error) = backend.leg.send(self.session.to_backend.as_slice()) {
-                tls_trouble(&mut self.session, "backend", error, now);
+                tls_trouble(&mut self.session, Whose::Backend, error, now);
             }
             self.session.to_backend.clear();
         }

@@ -22,7 +22,8 @@ impl Session {
                 return self.finish(reason, now);
             }
             let waiting = self.to_child.len().max(self.to_backend.len());
-            if !self.dialogue.may_take() || waiting > limits::TO_SERVER {
+            let unread = self.to_client.len();
+            if !self.dialogue.may_take() || waiting > limits::TO_SERVER || unread > limits::TO_CLIENT {
                 return;
             }
             let (lines, policy) = (&mut self.dialogue.lines, &self.policy);
@@ -45,6 +46,9 @@ impl Session {
                 return;
             }
             match verdict {
+                Verdict::Wait if self.phase == Phase::Gate && self.client_eof && self.dialogue.is_quiet() => {
+                    return self.finish(self.client_gone(), now);
+                }
                 Verdict::Wait => return,
                 Verdict::Forward(verb) => self.forward(verb, now),
                 Verdict::Alone => {
@@ -94,7 +98,10 @@ impl Session {
         if !self.dialogue.lines.is_empty() {
             self.dialogue.end_in_turn(EndReason::Client(ClientEnd::BytesAfterStarttls));
         } else if !self.policy.offer_tls {
-            self.notes.push(Note::NoCertificate);
+            self.note_once(Note::NoCertificate);
+            self.dialogue.answer(Ours::TLS_NOT_AVAILABLE);
+        } else if self.failed_handovers >= limits::HANDOVERS {
+            self.note_once(Note::TooManyHandovers);
             self.dialogue.answer(Ours::TLS_NOT_AVAILABLE);
         } else if self.client_eof {
             self.finish(EndReason::Client(ClientEnd::Gone), now);
@@ -105,7 +112,10 @@ impl Session {
 
     /// Snooping stops: what is held goes on as it came.
     pub(super) fn cut_off(&mut self, now: Instant) {
-        let dialogue = core::mem::take(&mut self.dialogue);
+        let mut dialogue = core::mem::take(&mut self.dialogue);
+        if let Some(reason) = dialogue.give_up(&mut self.to_client) {
+            return self.finish(reason, now);
+        }
         self.to_child.push(&dialogue.lines.into_held());
         self.timers.touch(now);
         self.step(Cause::Cutoff, now);
@@ -135,7 +145,11 @@ impl Session {
             rest = &rest[used..];
             match heard {
                 Heard::Part => {}
-                Heard::Unasked => self.take_commands(now),
+                // It would stand where the client expects the answer to its EHLO; only an end may be announced so.
+                Heard::Unasked(code) if self.phase == Phase::Gate && !code.is(b"421") => {
+                    return self.finish(EndReason::Backend(BackendEnd::Unasked), now);
+                }
+                Heard::Unasked(_) => self.take_commands(now),
                 Heard::Answer(asked, code) => {
                     self.timers.touch(now);
                     self.answered(asked, code.class(), now);
@@ -145,9 +159,17 @@ impl Session {
         }
     }
 
+    /// Has the operator told, but not again and again because a client asks again and again.
+    fn note_once(&mut self, note: Note) {
+        if !self.noted.contains(&note) {
+            self.noted.push(note.clone());
+            self.notes.push(note);
+        }
+    }
+
     pub(super) fn answered(&mut self, asked: Asked, class: u8, now: Instant) {
         if self.dialogue.take_own_starttls() {
-            self.notes.push(Note::ChildOffersStarttls);
+            self.note_once(Note::ChildOffersStarttls);
         }
         match asked {
             Asked::Ehlo(number) | Asked::Recorded(number) => self.transcript.answered(number, class),
@@ -172,7 +194,6 @@ impl Session {
         if self.policy.require_tls {
             self.finish(EndReason::Child(ChildEnd::NotSmtp), now);
         } else {
-            self.dialogue.pass_on(&mut self.to_client);
             self.cut_off(now);
         }
     }

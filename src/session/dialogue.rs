@@ -44,7 +44,7 @@ pub(super) enum Heard {
     /// The whole of an owed reply.
     Answer(Asked, Code),
     /// A whole reply that nobody asked for.
-    Unasked,
+    Unasked(Code),
     /// No SMTP.
     NotSmtp,
 }
@@ -61,6 +61,8 @@ pub(super) struct Dialogue {
     collected: Vec<u8>,
     /// A part of the server's present reply has been passed on.
     said: bool,
+    /// A reply that nobody asked for is not passed on.
+    keeps_unasked: bool,
     line_start: usize,
     collecting: bool,
     last: Option<Code>,
@@ -73,6 +75,11 @@ impl Dialogue {
         let mut dialogue = Self::default();
         dialogue.ask(Asked::Greeting);
         dialogue
+    }
+
+    /// A dialogue in which the server may speak only when asked, but for a 421.
+    pub(super) fn only_when_asked() -> Self {
+        Self { keeps_unasked: true, ..Self::default() }
     }
 
     /// A command went to the server.
@@ -101,6 +108,19 @@ impl Dialogue {
                 Some(Owed::Servers(_)) | None => return None,
             }
             self.advance();
+        }
+        None
+    }
+
+    /// Says, in order, what is ours among all that is owed: the server's replies can no longer be told apart.
+    pub(super) fn give_up(&mut self, out: &mut Buffer) -> Option<EndReason> {
+        self.pass_on(out);
+        for owed in core::mem::take(&mut self.owed) {
+            match owed {
+                Owed::Ours(reply) => out.push(reply.octets()),
+                Owed::End(reason) => return Some(reason),
+                Owed::Servers(_) => {}
+            }
         }
         None
     }
@@ -163,7 +183,7 @@ impl Dialogue {
                 self.last = Some(code);
                 match self.owed.front() {
                     Some(Owed::Servers(asked)) => Heard::Answer(*asked, code),
-                    Some(Owed::Ours(_) | Owed::End(_)) | None => Heard::Unasked,
+                    Some(Owed::Ours(_) | Owed::End(_)) | None => Heard::Unasked(code),
                 }
             }
         };
@@ -171,7 +191,11 @@ impl Dialogue {
             self.line_start = self.collected.len();
         }
         if !self.collecting && self.scanner.is_code_known() {
-            self.pass_on(out);
+            if self.keeps_unasked && self.owed.is_empty() && !self.says_421() {
+                self.collected.clear();
+            } else {
+                self.pass_on(out);
+            }
         }
         if matches!(scanned, Scanned::Final(_)) {
             self.said = false;
@@ -180,6 +204,11 @@ impl Dialogue {
             }
         }
         (used, heard)
+    }
+
+    /// Whether the reply that nobody asked for announces the end.
+    fn says_421(&self) -> bool {
+        self.collected.starts_with(b"421") || self.said
     }
 
     /// Passes on what is held back, as it came.
@@ -281,7 +310,8 @@ mod tests {
     #[test]
     fn passes_on_what_nobody_asked_for() {
         let (mut dialogue, mut out) = (Dialogue::default(), Buffer::default());
-        assert_eq!(dialogue.hear(b"421 idle\r\n", EDIT, &mut out), (10, Heard::Unasked));
+        let code = Code::parse(*b"421").unwrap();
+        assert_eq!(dialogue.hear(b"421 idle\r\n", EDIT, &mut out), (10, Heard::Unasked(code)));
         assert_eq!(out.as_slice(), b"421 idle\r\n");
     }
 

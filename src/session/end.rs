@@ -26,7 +26,7 @@ pub enum EndReason {
     Timeout(Phase),
     /// The TLS handshake with the client failed: why.
     Handshake(String),
-    /// TLS with the client failed later: why.
+    /// TLS with the client failed after the handshake: why.
     Tls(String),
     /// The TLS engine could not do its work: why.
     Engine(String),
@@ -67,12 +67,16 @@ pub enum ChildEnd {
 }
 
 /// How a backend ended a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BackendEnd {
     /// Closed without close_notify: what it said last may be cut.
     Truncated,
-    /// Closed before the client's EHLO was answered.
+    /// Closed before the client's EHLO was sent.
     Gone,
+    /// Spoke before the client did.
+    Unasked,
+    /// Its TLS failed: why.
+    Tls(String),
 }
 
 /// Which rule ended a session.
@@ -96,7 +100,7 @@ impl EndReason {
             Self::Child(ChildEnd::NotStarted(_) | ChildEnd::Gone | ChildEnd::NotSmtp) | Self::System(_) => {
                 Some(Ours::NOT_AVAILABLE)
             }
-            Self::Backend(BackendEnd::Gone) => Some(Ours::NOT_AVAILABLE),
+            Self::Backend(BackendEnd::Gone | BackendEnd::Unasked | BackendEnd::Tls(_)) => Some(Ours::NOT_AVAILABLE),
             Self::Policy(PolicyEnd::TlsRequired) => Some(Ours::TLS_REQUIRED),
             Self::Policy(PolicyEnd::NoCertificate) => Some(Ours::NOT_AVAILABLE),
             Self::Timeout(_) => Some(Ours::TIMEOUT),
@@ -165,11 +169,13 @@ impl fmt::Display for EndReason {
             Self::Child(ChildEnd::Killed(signal)) => write!(f, "child killed by signal {signal}"),
             Self::Backend(BackendEnd::Truncated) => f.write_str("backend closed without close_notify"),
             Self::Backend(BackendEnd::Gone) => f.write_str("backend closed"),
+            Self::Backend(BackendEnd::Unasked) => f.write_str("backend spoke unasked"),
+            Self::Backend(BackendEnd::Tls(why)) => write!(f, "TLS with the backend failed: {why}"),
             Self::Policy(PolicyEnd::TlsRequired) => f.write_str("TLS required"),
             Self::Policy(PolicyEnd::NoCertificate) => f.write_str("TLS required, no usable certificate"),
             Self::Timeout(phase) => write!(f, "time-out ({})", phase.name()),
             Self::Handshake(why) => write!(f, "handshake failed: {why}"),
-            Self::Tls(why) => write!(f, "TLS failed: {why}"),
+            Self::Tls(why) => write!(f, "TLS with the client failed: {why}"),
             Self::Engine(why) => write!(f, "TLS engine failed: {why}"),
             Self::System(why) => write!(f, "system: {why}"),
             Self::Bug(why) => write!(f, "bug: {why}"),

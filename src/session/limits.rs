@@ -15,6 +15,10 @@ pub const TO_CLIENT: usize = 64 * 1024;
 /// Bad lines that get a 500; the next gets a 421 (protocol.md, Snoop 2; Postfix smtpd_hard_error_limit is 20).
 pub const BAD_LINES: u32 = 10;
 
+/// Hand-overs that may fail in one session; after that STARTTLS is answered 454 without dialling, or one client could have us
+/// dial, and log, without end.
+pub const HANDOVERS: u32 = 10;
+
 /// An EHLO reply longer than this is passed on as it comes, without STARTTLS. RFC 5321 knows some forty keywords.
 pub const EHLO_REPLY: usize = 64 * 1024;
 
@@ -30,7 +34,10 @@ pub const TRANSCRIPT: usize = 64 * 1024;
 /// How long a child may leave an unknown verb unanswered while the client already sends more (protocol.md, Snoop 5).
 pub const UNKNOWN_VERB: Duration = Duration::from_secs(5);
 
-/// How long what is still owed may take to leave, and how long the client's last octets are drained (Postfix and Exim
+/// How long what a server said before it closed may take to reach a client that reads slowly.
+pub const FLUSH: Duration = Duration::from_secs(30);
+
+/// How long a farewell of ours may take to leave, and how long the client's last octets are drained (Postfix and Exim
 /// drain alike; a plain close with unread input resets the connection and eats the last reply, RFC 1122 4.2.2.13).
 pub const LINGER: Duration = Duration::from_secs(2);
 

@@ -58,6 +58,8 @@ pub enum Note {
     HandoverFailed(HandoverFailure),
     /// STARTTLS was asked for, and there is no certificate.
     NoCertificate,
+    /// STARTTLS has failed [`limits::HANDOVERS`] times in this session; the backend is not dialled for it again.
+    TooManyHandovers,
 }
 
 /// One session. See the module's contract.
@@ -73,6 +75,8 @@ pub struct Session {
     replay: Option<replay::Run>,
     timers: Timers,
     notes: Vec<Note>,
+    noted: Vec<Note>,
+    failed_handovers: u32,
     client_eof: bool,
     quit_seen: bool,
     /// Octets for the client; inside TLS once `Gate` is reached.
@@ -99,6 +103,8 @@ impl Session {
             replay: None,
             timers: Timers::new(now),
             notes: Vec::new(),
+            noted: Vec::new(),
+            failed_handovers: 0,
             client_eof: false,
             quit_seen: false,
             to_client: Buffer::default(),
@@ -147,6 +153,12 @@ impl Session {
             Phase::Dial | Phase::SecureBackend | Phase::Greeting | Phase::Replay | Phase::Commit => 1,
             Phase::Announce | Phase::SecureClient | Phase::RelayPlain | Phase::RelayTls | Phase::Close => 0,
         }
+    }
+
+    /// Whether a further command of the client could be taken, or too many replies are owed.
+    #[must_use]
+    pub fn may_take(&self) -> bool {
+        self.dialogue.may_take()
     }
 
     /// Whether the child may be read now.
@@ -201,13 +213,7 @@ impl Session {
     pub fn handle_client_eof(&mut self, now: Instant) {
         self.client_eof = true;
         match self.phase {
-            Phase::Snoop => self.take_commands(now),
-            Phase::Gate => {
-                self.take_commands(now);
-                if self.phase == Phase::Gate {
-                    self.finish(self.client_gone(), now);
-                }
-            }
+            Phase::Snoop | Phase::Gate => self.take_commands(now),
             Phase::Dial
             | Phase::SecureBackend
             | Phase::Greeting
@@ -304,6 +310,7 @@ impl Session {
         self.step(Cause::HandoverFailed, now);
         if self.phase == Phase::Snoop {
             self.timers.touch(now);
+            self.failed_handovers += 1;
             self.notes.push(Note::HandoverFailed(failure));
             self.replay = None;
             self.to_backend.clear();
@@ -326,7 +333,7 @@ impl Session {
     /// In `Announce`: the 220 is on the wire. The plaintext dialogue ends here, and nothing of it is kept.
     pub fn handle_announced(&mut self, now: Instant) {
         self.step(Cause::Announced, now);
-        self.dialogue = Dialogue::default();
+        self.dialogue = Dialogue::only_when_asked();
         self.snooper = Snooper::default();
         self.replay = None;
         self.to_child.clear();
@@ -369,6 +376,13 @@ impl Session {
     /// The owner found that the session is over, for this reason.
     pub fn handle_end(&mut self, reason: EndReason, now: Instant) {
         self.finish(reason, now);
+    }
+
+    /// In `Close`: what was owed to the client has not left in time, so this was no good end.
+    pub fn handle_unsent(&mut self) {
+        if self.end == Some(EndReason::Over) {
+            self.end = Some(EndReason::Timeout(Phase::Close));
+        }
     }
 
     /// When [`Session::handle_timeout`] is due; `None` in `Close`.

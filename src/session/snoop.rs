@@ -34,6 +34,8 @@ pub(super) struct Snooper {
     commands: u32,
     bad_lines: u32,
     refusals: u32,
+    /// The verb of the present line, once it was seen before its argument.
+    head: Option<Verb>,
     /// `seconds=N` has passed.
     time_is_up: bool,
 }
@@ -60,15 +62,22 @@ impl Snooper {
             return Verdict::End(EndReason::Client(ClientEnd::NotSmtp));
         }
         if let Peek::Head(head) = lines.peek() {
-            if self.is_cutoff(Verb::of(head), policy) && !policy.require_tls {
+            let verb = Verb::of(head);
+            if self.is_cutoff(verb, policy) && !policy.require_tls {
                 return Verdict::Cutoff;
             }
+            self.head = Some(verb);
             lines.pass_head();
         }
         match lines.peek() {
             Peek::Incomplete | Peek::Head(_) => Verdict::Wait,
-            Peek::Faulty(fault) => self.bad_line(fault),
+            // Decided on the verb, whatever its argument is like.
+            Peek::Faulty(fault) => match self.head.take() {
+                Some(verb) if self.is_cutoff(verb, policy) => self.refuse(policy),
+                Some(_) | None => self.bad_line(fault),
+            },
             Peek::Line(line) => {
+                self.head = None;
                 let verb = Verb::of(line);
                 let bare = command::argument(line).is_empty();
                 self.command(verb, bare, policy)
@@ -94,6 +103,8 @@ impl Snooper {
             }
             Verb::Ehlo | Verb::Noop | Verb::Quit => Verdict::Forward(verb),
             _ if policy.require_tls => self.refuse(policy),
+            // The child must not start a TLS of its own.
+            Verb::Disguised => self.bad_line(Fault::BadOctet),
             Verb::Helo | Verb::Rset | Verb::Vrfy | Verb::Expn | Verb::Help => Verdict::Forward(verb),
             Verb::Xclient | Verb::Xforward => {
                 self.count();
@@ -119,7 +130,7 @@ impl Snooper {
     fn is_cutoff(&self, verb: Verb, policy: &Policy) -> bool {
         let by_count = policy.cutoff.commands.is_some_and(|limit| self.commands >= limit);
         match verb {
-            Verb::Xclient | Verb::Xforward | Verb::Foreign => false,
+            Verb::Xclient | Verb::Xforward | Verb::Foreign | Verb::Disguised => false,
             // The command after the last of N may still be STARTTLS; after N seconds it comes too late.
             Verb::Starttls => self.time_is_up,
             // Ending is always allowed, whatever is required.
@@ -178,6 +189,7 @@ impl Snooper {
                 | Verb::Xclient
                 | Verb::Xforward
                 | Verb::Foreign
+                | Verb::Disguised
                 | Verb::Unknown => {
                     self.count();
                     Verdict::Answer(Ours::HELLO_FIRST)

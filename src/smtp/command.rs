@@ -57,6 +57,8 @@ pub enum Verb {
     Xforward,
     /// No SMTP at all: another protocol's method or header.
     Foreign,
+    /// STARTTLS as only a lenient tokeniser would read it.
+    Disguised,
     /// Anything else.
     Unknown,
 }
@@ -106,7 +108,7 @@ impl Verb {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
-            Self::Foreign | Self::Unknown => "",
+            Self::Foreign | Self::Disguised | Self::Unknown => "",
             _ => NAMES.iter().find(|&&(_, verb)| verb == self).map_or("", |&(name, _)| name),
         }
     }
@@ -140,6 +142,7 @@ impl Verb {
             | Self::Xclient
             | Self::Xforward
             | Self::Foreign
+            | Self::Disguised
             | Self::Unknown => false,
         }
     }
@@ -157,6 +160,7 @@ impl Verb {
         }
         match loosely(line) {
             Some(verb) if verb.is_default_cutoff() || matches!(verb, Self::Xclient | Self::Xforward) => verb,
+            Some(Self::Starttls) => Self::Disguised,
             _ => Self::Unknown,
         }
     }
@@ -235,7 +239,7 @@ mod tests {
 
     #[test]
     fn the_loose_reading_never_serves() {
-        assert_eq!(Verb::of(b" STARTTLS"), Verb::Unknown);
+        assert_eq!(Verb::of(b" STARTTLS"), Verb::Disguised);
         assert_eq!(Verb::of(b"\"EHLO\" a"), Verb::Unknown);
         assert_eq!(Verb::of(b" QUIT"), Verb::Unknown);
     }

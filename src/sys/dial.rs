@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
 use mio::Waker;
@@ -22,38 +23,23 @@ pub struct Target {
     pub loopback_only: bool,
 }
 
-/// The addresses of a target, now or later.
-#[derive(Debug)]
-pub enum Resolution {
-    /// Known.
-    Known(Vec<SocketAddr>),
-    /// A thread asks the resolver and wakes the loop.
-    Asked(Receiver<io::Result<Vec<SocketAddr>>>),
+/// The addresses of a target, as they become known. One for all dials of a session: its waker must outlive every wait of the
+/// loop (closing it takes the wake-up back), a loop can have but one, and a question that hangs is not asked again.
+#[derive(Debug, Default)]
+pub struct Resolver {
+    waker: Option<Arc<Waker>>,
+    asked: Option<Receiver<io::Result<Vec<SocketAddr>>>>,
 }
 
 impl Target {
-    /// Finds the addresses. Literals and `localhost` (RFC 6761 6.3) are known at once; for other names a thread asks the
-    /// system's resolver, which may block for long, and wakes `waker`'s loop.
-    ///
-    /// # Errors
-    /// The thread can't be started, or the waker not be made.
-    pub fn resolve(&self, waker: impl FnOnce() -> io::Result<Waker>) -> io::Result<Resolution> {
+    /// The addresses that need no resolver.
+    fn literal(&self) -> Option<Vec<SocketAddr>> {
         if let Ok(address) = self.host.parse::<IpAddr>() {
-            return Ok(Resolution::Known(vec![SocketAddr::new(address, self.port)]));
+            return Some(vec![SocketAddr::new(address, self.port)]);
         }
-        if self.host.eq_ignore_ascii_case("localhost") {
-            let both = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-            return Ok(Resolution::Known(both.iter().map(|a| SocketAddr::new(*a, self.port)).collect()));
-        }
-        let (name, waker) = ((self.host.clone(), self.port), waker()?);
-        let (sender, receiver) = channel();
-        std::thread::Builder::new().name("resolver".to_owned()).spawn(move || {
-            let found = name.to_socket_addrs().map(Iterator::collect);
-            // Both fail only when the session has ended meanwhile.
-            let _ = sender.send(found);
-            let _ = waker.wake();
-        })?;
-        Ok(Resolution::Asked(receiver))
+        let both = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+        let is_local = self.host.eq_ignore_ascii_case("localhost");
+        is_local.then(|| both.iter().map(|address| SocketAddr::new(*address, self.port)).collect())
     }
 
     /// Those of `found` that may be dialled: of the source's family, and on loopback where that is demanded.
@@ -84,17 +70,49 @@ impl Target {
     }
 }
 
-impl Resolution {
-    /// The addresses, if they are known by now.
-    pub fn poll(&mut self) -> Option<io::Result<Vec<SocketAddr>>> {
-        match self {
-            Self::Known(found) => Some(Ok(core::mem::take(found))),
-            Self::Asked(receiver) => match receiver.try_recv() {
-                Ok(found) => Some(found),
-                Err(TryRecvError::Empty) => None,
-                Err(TryRecvError::Disconnected) => Some(Err(io::Error::other("the resolver's thread died"))),
-            },
+impl Resolver {
+    /// The addresses of `target`, or `None` as long as they are not known: ask again when the loop was woken. Literals and
+    /// `localhost` (RFC 6761 6.3) are known at once; for other names a thread asks the system's resolver, which may block
+    /// for long, and wakes the loop of `waker`.
+    ///
+    /// # Errors
+    /// The name has no address, or the question can't be asked.
+    pub fn poll(
+        &mut self,
+        target: &Target,
+        waker: impl FnOnce() -> io::Result<Waker>,
+    ) -> Option<io::Result<Vec<SocketAddr>>> {
+        if let Some(known) = target.literal() {
+            return Some(Ok(known));
         }
+        if self.asked.is_none()
+            && let Err(error) = self.ask(target, waker)
+        {
+            return Some(Err(error));
+        }
+        let answer = match self.asked.as_ref()?.try_recv() {
+            Err(TryRecvError::Empty) => return None,
+            Ok(found) => found,
+            Err(TryRecvError::Disconnected) => Err(io::Error::other("the resolver's thread died")),
+        };
+        self.asked = None;
+        Some(answer)
+    }
+
+    fn ask(&mut self, target: &Target, waker: impl FnOnce() -> io::Result<Waker>) -> io::Result<()> {
+        let waker = match &self.waker {
+            Some(waker) => waker.clone(),
+            None => self.waker.insert(Arc::new(waker()?)).clone(),
+        };
+        let name = (target.host.clone(), target.port);
+        let (sender, receiver) = channel();
+        std::thread::Builder::new().name("resolver".to_owned()).spawn(move || {
+            // Both fail only when the session has ended meanwhile.
+            let _ = sender.send(name.to_socket_addrs().map(Iterator::collect));
+            let _ = waker.wake();
+        })?;
+        self.asked = Some(receiver);
+        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use mio::event::Event;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown, sockopt};
 
@@ -25,6 +25,8 @@ pub struct End {
     pub writable: bool,
     /// The other side has closed: read until 0, whatever a short read seems to say.
     hung_up: bool,
+    /// The connection is broken; reading says so once all that came before is read.
+    pub is_broken: bool,
     /// Out-of-band data has come (TCP's urgent mark), at which splice stops for ever.
     pub urgent: bool,
     watched: Option<Interest>,
@@ -81,6 +83,7 @@ impl End {
             readable: false,
             writable: true,
             hung_up: false,
+            is_broken: false,
             urgent: false,
             watched: None,
             restore: None,
@@ -126,6 +129,7 @@ impl End {
 
     /// The loop saw this.
     pub fn note(&mut self, event: &Event) {
+        self.is_broken |= event.is_error();
         self.hung_up |= event.is_read_closed() || event.is_error();
         self.readable |= event.is_readable() || self.hung_up;
         self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
@@ -174,11 +178,17 @@ impl End {
         }
     }
 
-    /// Says that no more will be written, where the descriptor is a socket. A pipe is closed by dropping it.
-    pub fn shut_down(&self) {
+    /// Says that no more will be written: a socket's writing side is shut down; a pipe is closed, by `/dev/null` taking its
+    /// place.
+    pub fn shut_down(&mut self) {
         if self.is_socket {
             // ENOTCONN: the other side was faster.
             let _ = shutdown(&self.fd, Shutdown::Write);
+        } else if let Ok(null) = rustix::fs::open("/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+            // Without it the other side waits until the session's end.
+            let _ = rustix::io::dup2(&null, &mut self.fd);
+            self.watched = None;
+            self.restore = None;
         }
     }
 

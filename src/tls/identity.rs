@@ -6,6 +6,7 @@
 //! nearly every key file repeats; where it does not (an EC key without its public half, Ed25519), the key is loaded at once.
 
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::server::ParsedCertificate;
@@ -77,7 +78,12 @@ impl Identity {
 
     /// Loads the key for signing and compares it with the leaf.
     pub(super) fn certified_key(&self) -> Result<Arc<CertifiedKey>, rustls::Error> {
-        CertifiedKey::from_der(self.chain.clone(), self.key.clone_key(), provider()).map(Arc::new)
+        // By reference: a copy of the key would not be wiped.
+        let certified = CertifiedKey::new(self.chain.clone(), any_supported_type(&self.key)?);
+        match certified.keys_match() {
+            Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(Arc::new(certified)),
+            Err(error) => Err(error),
+        }
     }
 }
 
