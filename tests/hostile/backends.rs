@@ -193,6 +193,8 @@ fn an_urgent_octet_of_the_backend_hides_nothing_that_follows_it() {
     use std::os::fd::AsFd;
     all_of(&[At::Gate, At::RelayTls], |&at| {
         let mut standing = Standing::at(at, &Start::default());
+        standing.door.client.as_mut().unwrap().send(b"NOOP\r\n");
+        standing.door.backend.held().get(b"NOOP\r\n").unwrap();
         standing.door.kill(rustix::process::Signal::STOP);
         assert!(crate::stream::wait_until(PATIENCE, || standing.door.state() == 'T'));
         let pid = standing.door.pid();

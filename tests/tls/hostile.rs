@@ -114,7 +114,7 @@ impl Forger {
         exchange_foreign(&mut client, &mut server).unwrap();
         let Some(SupportedCipherSuite::Tls13(suite)) = client.negotiated_cipher_suite() else { panic!("TLS 1.3") };
         let (sequence, secrets) = client.dangerous_extract_secrets().unwrap().tx;
-        let ConnectionTrafficSecrets::Aes256Gcm { key, iv } = secrets else { panic!("AES-256") };
+        let ConnectionTrafficSecrets::Aes128Gcm { key, iv } = secrets else { panic!("AES-128") };
         (Self { keys: suite.aead_alg.encrypter(key, iv), sequence }, server)
     }
 
