@@ -5,6 +5,7 @@ use std::time::Instant;
 use crate::session::{ClientEnd, EndReason};
 
 use super::conn::{Conn, SCRATCH};
+use super::relay::READS;
 
 impl Conn {
     pub(super) fn snoop(&mut self, now: Instant) -> bool {
@@ -37,7 +38,11 @@ impl Conn {
     /// Reads the client's plaintext as far as the session wants it.
     pub(super) fn read_client(&mut self, now: Instant) -> bool {
         let mut moved = false;
-        while let Some(client) = self.client.as_mut().filter(|client| client.input.readable && !client.is_over) {
+        // Not until nothing is left: timers and signals have their turn under a flood too.
+        for _ in 0..READS {
+            let Some(client) = self.client.as_mut().filter(|client| client.input.readable && !client.is_over) else {
+                break;
+            };
             let room = self.session.client_room().min(SCRATCH);
             if room == 0 {
                 break;

@@ -18,7 +18,7 @@ use super::secure::{Whose, tls_trouble};
 use super::tokens::CHILD_EXIT;
 
 /// Reads of one direction before the other has its turn; each takes up to 256 KiB.
-const READS: usize = 8;
+pub(super) const READS: usize = 8;
 
 impl Conn {
     /// Client and child. What was queued before the cutoff leaves first, in either direction.

@@ -14,6 +14,7 @@ use crate::tls::{Leg, TlsError};
 use super::bridge::{self, Received, Trouble};
 use super::conn::Conn;
 use super::handover::{Backend, Dial, Dialled};
+use super::relay::READS;
 
 /// The longest error text that is logged.
 const ERROR_TEXT: usize = 300;
@@ -185,7 +186,10 @@ impl Conn {
     /// The client's TLS at the gate.
     pub(super) fn read_client_tls(&mut self, now: Instant) -> bool {
         let mut moved = false;
-        while self.session.phase() == Phase::Gate && self.session.client_room() > 0 {
+        for _ in 0..READS {
+            if self.session.phase() != Phase::Gate || self.session.client_room() == 0 {
+                break;
+            }
             let Some(client) = self.client.as_mut().filter(|c| c.input.readable && !c.is_over) else { break };
             let Some(leg) = &mut client.leg else { break };
             let mut plaintext = Vec::new();
