@@ -20,8 +20,23 @@ pub(super) fn close_on_exec_above_stderr() -> io::Result<()> {
     let flags = libc::CLOSE_RANGE_CLOEXEC;
     // SAFETY: close_range(2) with this flag closes nothing and touches no memory of ours.
     let done = unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, flags) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if done == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    // Before Linux 5.11, or where a filter forbids it: one by one.
+    if !matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL | libc::EPERM)) {
+        return Err(error);
+    }
+    for descriptor in 3..ONE_BY_ONE {
+        // SAFETY: sets a flag of a descriptor, or fails with EBADF where there is none.
+        unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
+    Ok(())
 }
+
+/// Descriptors that are looked at where close_range(2) is not to be had: the usual limit of a process.
+const ONE_BY_ONE: i32 = 1024;
 
 /// Gives an inherited "ignore" back its default, for every signal but SIGPIPE, which std ignores in us and resets in the
 /// child.
