@@ -221,7 +221,10 @@ impl Conn {
     /// Does all that can be done now.
     pub fn drive(&mut self, registry: &Registry, now: Instant) -> Driven {
         self.session.handle_timeout(now);
-        if self.terminations.as_mut().is_some_and(|end| core::mem::take(&mut end.readable)) {
+        if let Some(end) = self.terminations.as_mut().filter(|end| end.readable) {
+            // Read, or a second one would wake nobody: a signal that is pending is not raised again (signal(7)).
+            let _ = end.read(&mut [0; 256]);
+            end.readable = false;
             self.session.handle_terminate(now);
             if let Some(dismissal) = &mut self.dismissal {
                 dismissal.hurry(now);
@@ -242,7 +245,7 @@ impl Conn {
                 Phase::Commit => self.commit(now),
                 Phase::Announce => self.announce(registry, now),
                 Phase::SecureClient => self.secure_client(now),
-                Phase::Gate => self.read_client_tls(now) | self.read_backend(now),
+                Phase::Gate => self.read_backend(now) | self.read_client_tls(now),
                 Phase::RelayPlain => self.relay_plain(registry, now),
                 Phase::RelayTls => self.relay_tls(now),
                 Phase::Close => {

@@ -89,6 +89,10 @@ impl Conn {
                         moved = true;
                         continue;
                     }
+                    if let Trouble::Tls(error) = trouble {
+                        tls_trouble(&mut self.session, Whose::Backend, error, now);
+                        return true;
+                    }
                 }
             }
             moved = true;
@@ -175,6 +179,8 @@ impl Conn {
         if !leg.is_handshaking() {
             let closed = leg.peer_closed();
             self.session.handle_client_secured(now);
+            // What it has said until now nobody asked for; later it would pass for a reply.
+            self.read_backend(now);
             self.hand_plaintext(&early, now);
             if closed && self.session.phase() == Phase::Gate {
                 self.session.handle_client_eof(now);

@@ -118,6 +118,11 @@ impl Server {
         Ok(())
     }
 
+    /// Whether somebody has dialled and was not accepted.
+    pub(crate) fn is_dialled(&self) -> bool {
+        matches!(&self.listener, Listener::Open(listener) if wait_readable(listener, Instant::now()).is_ok())
+    }
+
     /// The connection as it is: after [`Server::accept_only`] without TLS.
     pub(crate) fn held(&mut self) -> &mut Wire {
         self.wire.as_mut().unwrap()

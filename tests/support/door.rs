@@ -77,6 +77,8 @@ pub(crate) struct Start<'a> {
     pub(crate) keep: bool,
     /// Whom the program runs as, where that is somebody else.
     pub(crate) uid: Option<u32>,
+    /// HOST: the backend listens on 127.0.0.1.
+    pub(crate) host: &'a str,
 }
 
 impl Default for Start<'_> {
@@ -91,6 +93,7 @@ impl Default for Start<'_> {
             through: &[],
             keep: false,
             uid: None,
+            host: "127.0.0.1",
         }
     }
 }
@@ -129,7 +132,7 @@ impl Door {
             fs::write(path("key.pem"), &certificate.key_pem).unwrap();
             command.arg("--cert").arg(path("cert.pem")).arg("--key").arg(path("key.pem"));
         }
-        command.args(["127.0.0.1", &backend.port().to_string()]);
+        command.args([start.host, &backend.port().to_string()]);
         match start.program {
             Some(program) => command.args(program),
             None => command.arg(puppet()).arg(path("puppets")).arg(start.mode),
