@@ -12,8 +12,8 @@ use crate::tls::{Leg, TlsError};
 pub(super) enum Trouble {
     /// The connection broke.
     Broken(io::Error),
-    /// TLS failed; an alert is queued.
-    Tls(TlsError),
+    /// TLS failed on these octets, so many of them; an alert is queued.
+    Tls(TlsError, usize),
 }
 
 /// What a read brought.
@@ -39,7 +39,7 @@ pub(super) fn receive(end: &mut End, leg: &mut Leg, sink: &mut dyn FnMut(&[u8]))
         Ok(Some(0)) => Ok(Received::End),
         Ok(Some(count)) => {
             leg.filled(count);
-            leg.handle_records(sink).map_err(Trouble::Tls)?;
+            leg.handle_records(sink).map_err(|error| Trouble::Tls(error, count))?;
             Ok(Received::Octets(count))
         }
         Err(error) => Err(Trouble::Broken(error)),

@@ -164,7 +164,8 @@ impl Conn {
                         self.session.handle_client_broke_off(now);
                     }
                 }
-                Err(Trouble::Tls(error)) => {
+                Err(Trouble::Tls(error, count)) => {
+                    self.tally.received += count as u64;
                     tls_trouble(&mut self.session, Whose::Client, error, now);
                     return true;
                 }
@@ -217,7 +218,7 @@ impl Conn {
                         return true;
                     }
                 }
-                Err(Trouble::Tls(error)) => {
+                Err(Trouble::Tls(error, _)) => {
                     tls_trouble(&mut self.session, Whose::Backend, error, now);
                     return true;
                 }

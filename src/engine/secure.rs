@@ -89,7 +89,7 @@ impl Conn {
                         moved = true;
                         continue;
                     }
-                    if let Trouble::Tls(error) = trouble {
+                    if let Trouble::Tls(error, _) = trouble {
                         tls_trouble(&mut self.session, Whose::Backend, error, now);
                         return true;
                     }
@@ -167,7 +167,8 @@ impl Conn {
                 self.session.handle_end(EndReason::Client(ClientEnd::BrokeOff), now);
                 return true;
             }
-            Err(Trouble::Tls(error)) => {
+            Err(Trouble::Tls(error, count)) => {
+                self.tally.received += count as u64;
                 let reason = match error {
                     TlsError::Panicked(_) | TlsError::Unexpected(_) => EndReason::Engine(said(&error)),
                     _ => EndReason::Handshake(said(&error)),
@@ -217,7 +218,10 @@ impl Conn {
                     client.is_over = true;
                     self.session.handle_end(EndReason::Client(ClientEnd::BrokeOff), now);
                 }
-                Err(Trouble::Tls(error)) => tls_trouble(&mut self.session, Whose::Client, error, now),
+                Err(Trouble::Tls(error, count)) => {
+                    self.tally.received += count as u64;
+                    tls_trouble(&mut self.session, Whose::Client, error, now);
+                }
             }
             moved = true;
         }
@@ -259,6 +263,6 @@ pub(super) fn tls_trouble(session: &mut Session, whose: Whose, error: TlsError, 
 fn describe(trouble: &Trouble) -> String {
     match trouble {
         Trouble::Broken(error) => error.to_string(),
-        Trouble::Tls(error) => said(error),
+        Trouble::Tls(error, _) => said(error),
     }
 }

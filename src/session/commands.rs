@@ -12,6 +12,7 @@ use super::end::{BackendEnd, ChildEnd, ClientEnd, EndReason};
 use super::limits;
 use super::phase::{Cause, Phase};
 use super::snoop::Verdict;
+use super::transcript;
 use super::{Note, Session};
 
 impl Session {
@@ -79,7 +80,9 @@ impl Session {
             out.push(line);
             out.push(b"\r\n");
             if verb != Verb::Unknown {
-                let number = self.transcript.record(verb, line);
+                // Nothing is recorded at the gate: what it lets through goes to the backend itself.
+                let at_gate = self.phase == Phase::Gate;
+                let number = if at_gate { transcript::NONE } else { self.transcript.record(verb, line) };
                 asked = if verb == Verb::Ehlo { Asked::Ehlo(number) } else { Asked::Recorded(number) };
             }
         }

@@ -10,6 +10,9 @@ use crate::smtp::command::Verb;
 use super::limits;
 use super::policy::Replay;
 
+/// The number of no entry.
+pub const NONE: u32 = 0;
+
 /// One recorded command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
