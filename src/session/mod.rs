@@ -404,7 +404,7 @@ impl Session {
             {
                 self.snooper.time_is_up();
                 if self.policy.require_tls {
-                    self.finish(EndReason::Policy(PolicyEnd::TlsRequired), now);
+                    return self.finish(EndReason::Policy(PolicyEnd::TlsRequired), now);
                 }
                 return self.take_commands(now);
             }
