@@ -7,6 +7,7 @@ use starttls_wrapper::cli::{self, Invocation};
 use starttls_wrapper::driver::ucspi;
 use starttls_wrapper::error::{Fatal, exit};
 use starttls_wrapper::logging;
+use starttls_wrapper::sys::inherited;
 
 /// rustls allocates for each record that it receives; musl's allocator would map and unmap memory each time.
 #[cfg(target_env = "musl")]
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<u8, Fatal> {
+    inherited::keep_stderr_from_the_client().map_err(|error| Fatal::System("look at stderr", error))?;
     match cli::read(std::env::args_os().skip(1), |name| std::env::var_os(name))? {
         Invocation::Print(text) => {
             let printed = std::io::stdout().write_all(text.as_bytes());

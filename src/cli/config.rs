@@ -12,6 +12,7 @@ use super::options::{Id, OPTIONS};
 use crate::error::Fatal;
 use crate::session::policy::{Cutoff, Policy, RelayMode, Replay, Timeouts};
 use crate::smtp::command::Verb;
+use crate::tls::server_name;
 
 /// A checked command line.
 #[derive(Debug)]
@@ -80,7 +81,7 @@ impl Config {
             ca_file: typed.value(Id::BackendCa).map(PathBuf::from),
             // A typed trust anchor is not widened by what happens to be in the environment.
             ca_dir: typed.value(Id::CaDir).filter(|_| typed.times(Id::BackendCa) == 0).map(PathBuf::from),
-            backend_name: text(&typed, Id::BackendName)?.map(str::to_owned),
+            backend_name: backend_name(&typed)?,
             backend_insecure: backend_insecure(&typed, &host)?,
             backend_source: backend_source(&typed, &host)?,
             policy,
@@ -107,6 +108,15 @@ fn host(word: &OsStr) -> Result<String, Fatal> {
     match word.to_str() {
         Some(host) if !host.is_empty() && host.bytes().all(|octet| octet.is_ascii_graphic()) => Ok(host.to_owned()),
         _ => usage(format!("HOST must be a host name or an address, not {word:?}")),
+    }
+}
+
+fn backend_name(typed: &Typed) -> Result<Option<String>, Fatal> {
+    match text(typed, Id::BackendName)? {
+        Some(name) if server_name(name).is_err() => {
+            usage(format!("--backend-name: {name:?} is neither a DNS name nor an address"))
+        }
+        name => Ok(name.map(str::to_owned)),
     }
 }
 

@@ -234,3 +234,13 @@ fn ids_to_become_are_unprivileged() {
         assert!(with("h 1 p", &[("TLS_GID", id)]).unwrap_err().starts_with("TLS_GID"), "{id}");
     }
 }
+
+#[test]
+fn the_backends_name_is_one_that_a_certificate_can_bear() {
+    assert_eq!(config("--backend-name mx.example").backend_name.as_deref(), Some("mx.example"));
+    for name in ["bad name", "-", "a..b"] {
+        let words = ["--backend-name", name, "h", "1", "p"].map(std::ffi::OsString::from);
+        let refused = crate::cli::read(words, |_| None).unwrap_err().to_string();
+        assert!(refused.contains("--backend-name"), "{refused}");
+    }
+}

@@ -57,8 +57,9 @@ impl Conn {
                 client.close_sent = true;
                 leg.send_close();
             }
-            if bridge::transmit(&mut client.output, leg).is_err() {
-                client.is_deaf = true;
+            match bridge::transmit(&mut client.output, leg) {
+                Ok(count) => self.tally.sent += count as u64,
+                Err(_) => client.is_deaf = true,
             }
             is_flushed = client.is_deaf || (is_flushed && !leg.wants_write());
         }

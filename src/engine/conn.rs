@@ -76,6 +76,8 @@ pub(super) struct Client {
     pub(super) leg: Option<Leg>,
     /// It has closed its side, or is broken: nothing more is to be read.
     pub(super) is_over: bool,
+    /// It has reset its connection.
+    pub(super) is_lost: bool,
     /// Writing to it fails.
     pub(super) is_deaf: bool,
     /// Our close_notify is queued.
@@ -137,8 +139,16 @@ impl Conn {
         if let Some(end) = &mut terminations {
             end.watch(registry, Interest::READABLE)?;
         }
-        let client =
-            Client { input, output, leg: None, is_over: false, is_deaf: false, close_sent: false, is_shut: false };
+        let client = Client {
+            input,
+            output,
+            leg: None,
+            is_over: false,
+            is_lost: false,
+            is_deaf: false,
+            close_sent: false,
+            is_shut: false,
+        };
         Ok(Self {
             session,
             client: Some(client),
@@ -270,6 +280,7 @@ impl Conn {
             self.session.handle_end(EndReason::Client(ClientEnd::BrokeOff), now);
             return Driven::Again;
         }
+        self.notice_reset(now);
         if let Err(error) = self.watch_writes(registry) {
             self.session.handle_end(EndReason::System(format!("can't watch: {error}")), now);
             return Driven::Again;
@@ -293,6 +304,16 @@ impl Conn {
             | Phase::Close => false,
         };
         is_unread && self.client.as_ref().is_some_and(|client| client.input.is_broken && !client.is_over)
+    }
+
+    /// A client that has reset a relay while the server takes nothing: what it sent before gets a little time to go on.
+    fn notice_reset(&mut self, now: Instant) {
+        let relays = matches!(self.session.phase(), Phase::RelayPlain | Phase::RelayTls);
+        let Some(client) = self.client.as_mut().filter(|client| relays && client.input.is_broken) else { return };
+        if !client.is_over && !client.is_lost {
+            client.is_lost = true;
+            self.session.handle_client_broke_off(now);
+        }
     }
 
     /// Where a write would have blocked, the loop is to say when it would not.

@@ -152,7 +152,7 @@ impl Conn {
                     refused = backend.leg.send(octets).err().or(refused.take());
                 }
             });
-            moved = true;
+            moved |= !matches!(received, Ok(Received::Nothing));
             match received {
                 Ok(Received::Nothing) => break,
                 Ok(Received::Octets(count)) => self.tally.received += count as u64,
@@ -200,7 +200,7 @@ impl Conn {
             let received = bridge::receive(&mut backend.end, &mut backend.leg, &mut |octets| {
                 refused = leg.send(octets).err().or(refused.take());
             });
-            moved = true;
+            moved |= !matches!(received, Ok(Received::Nothing));
             match received {
                 Ok(Received::Nothing) => break,
                 Ok(Received::Octets(_)) => {}

@@ -58,13 +58,17 @@ impl Conn {
             let identity = self.secrets.identity.as_ref().ok_or("there is no certificate")?;
             self.setups = Some(self.secrets.set_up(identity).map_err(|error| error.to_string())?);
         }
-        Ok(self.dial.take().unwrap_or_else(|| Dial::begin(&self.target, self.policy.timeouts.dial, now)))
+        if let Some(dial) = self.dial.take() {
+            return Ok(dial);
+        }
+        self.resolver.begin();
+        Ok(Dial::begin(&self.target, self.policy.timeouts.dial, now))
     }
 
     /// Everything that the backend's TLS needs and brings, up to the gate.
     pub(super) fn read_backend(&mut self, now: Instant) -> bool {
         let mut moved = false;
-        loop {
+        for _ in 0..READS {
             let phase = self.session.phase();
             if phase == Phase::Snoop {
                 return true;

@@ -48,7 +48,7 @@ impl Conn {
                     return Ok(written);
                 }
                 // A leg that has failed takes nothing; its alert has left.
-                let _ = leg.send(self.session.to_client.as_slice());
+                leg.send(self.session.to_client.as_slice()).map_err(std::io::Error::other)?;
                 self.session.to_client.clear();
                 Ok(written + bridge::transmit(&mut client.output, leg)?)
             }),

@@ -362,7 +362,7 @@ impl Session {
         self.timers.relay_ends(RelayEnd::Server, now);
     }
 
-    /// In `RelayTls`: the client's connection has ended without close_notify. Many clients do that after QUIT: where the
+    /// In a relay: the client has reset its connection, or in TLS ended it without close_notify. Many clients do that after QUIT: where the
     /// backend ends cleanly within [`limits::LINGER`] by itself, the session is over; else it was broken off.
     pub fn handle_client_broke_off(&mut self, now: Instant) {
         self.timers.relay_ends(RelayEnd::Client, now);

@@ -71,6 +71,14 @@ impl Target {
 }
 
 impl Resolver {
+    /// A new dial begins: what an older question has brought meanwhile is not its answer.
+    pub fn begin(&mut self) {
+        let is_open = self.asked.as_ref().is_some_and(|asked| matches!(asked.try_recv(), Err(TryRecvError::Empty)));
+        if !is_open {
+            self.asked = None;
+        }
+    }
+
     /// The addresses of `target`, or `None` as long as they are not known: ask again when the loop was woken. Literals and
     /// `localhost` (RFC 6761 6.3) are known at once; for other names a thread asks the system's resolver, which may block
     /// for long, and wakes the loop of `waker`.

@@ -185,10 +185,18 @@ impl End {
             // ENOTCONN: the other side was faster.
             let _ = shutdown(&self.fd, Shutdown::Write);
         } else if let Ok(null) = rustix::fs::open("/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+            self.give_back_flags();
             // Without it the other side waits until the session's end.
             let _ = rustix::io::dup2(&null, &mut self.fd);
             self.watched = None;
-            self.restore = None;
+        }
+    }
+
+    /// Makes the open file what it was for those who share it.
+    fn give_back_flags(&mut self) {
+        if let Some(flags) = self.restore.take() {
+            // Nobody is left to be told if it fails.
+            let _ = fcntl_setfl(&self.fd, flags);
         }
     }
 
@@ -207,9 +215,6 @@ impl AsFd for End {
 
 impl Drop for End {
     fn drop(&mut self) {
-        if let Some(flags) = self.restore {
-            // Nobody is left to be told if it fails.
-            let _ = fcntl_setfl(&self.fd, flags);
-        }
+        self.give_back_flags();
     }
 }

@@ -8,9 +8,25 @@ use rustix::fs::{FileType, Mode, OFlags, Stat};
 
 use super::raw;
 
+/// Where stderr is the client itself (an inetd passes one socket as 0, 1 and 2) it becomes `/dev/null`, for us and for the
+/// child, so that no log line is ever part of the dialogue. To be called before anything is said.
+///
+/// # Errors
+/// The system call's.
+pub fn keep_stderr_from_the_client() -> io::Result<()> {
+    let stderr = rustix::fs::fstat(rustix::stdio::stderr())?;
+    if !is_socket(&stderr) {
+        return Ok(());
+    }
+    let client = [rustix::fs::fstat(rustix::stdio::stdin())?, rustix::fs::fstat(rustix::stdio::stdout())?];
+    if client.iter().any(|end| is_same(end, &stderr)) {
+        rustix::stdio::dup2_stderr(null()?)?;
+    }
+    Ok(())
+}
+
 /// Makes this process one that a child may be started from: nothing above descriptor 2 is inherited by it, no signal is
-/// ignored or blocked, and where stderr is the client itself (an inetd passes one socket as 0, 1 and 2) it becomes
-/// `/dev/null`, for us and for the child, so that no log line is ever part of the dialogue.
+/// ignored or blocked.
 ///
 /// # Errors
 /// The system call's.
@@ -18,11 +34,6 @@ pub fn clean_up() -> io::Result<()> {
     raw::close_on_exec_above_stderr()?;
     raw::default_dispositions()?;
     nix::sys::signal::SigSet::empty().thread_set_mask()?;
-    let client = [rustix::fs::fstat(rustix::stdio::stdin())?, rustix::fs::fstat(rustix::stdio::stdout())?];
-    let stderr = rustix::fs::fstat(rustix::stdio::stderr())?;
-    if is_socket(&stderr) && client.iter().any(|end| is_same(end, &stderr)) {
-        rustix::stdio::dup2_stderr(null()?)?;
-    }
     Ok(())
 }
 
