@@ -203,6 +203,37 @@ fn flags_of_a_shared_open_file_are_as_before_at_every_end() {
 }
 
 #[test]
+fn flags_of_a_pipe_are_as_before_when_the_child_ends_first() {
+    let mut standing = Standing::at(At::RelayPlain, &Start { shape: Shape::Pipes, keep: true, ..Start::default() });
+    let kept = standing.door.kept.as_ref().unwrap().try_clone().unwrap();
+    standing.child.exit(0);
+    assert!(standing.child.is_gone(PATIENCE));
+    standing.close();
+    assert!(!fcntl_getfl(&kept).unwrap().contains(OFlags::NONBLOCK));
+}
+
+#[test]
+fn a_client_that_is_stderr_too_never_hears_what_is_wrong_with_the_command_line() {
+    use std::io::Read;
+    for (words, variable) in [(&["--bogus", "h", "1", "true"][..], ""), (&["h", "1", "/bin/true"][..], "a=b=c")] {
+        let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let end = || OwnedFd::from(theirs.try_clone().unwrap());
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_starttls-wrapper"));
+        command.args(words).env("RUST_LOG", variable).stdin(end()).stdout(end()).stderr(end());
+        let mut program = command.spawn().unwrap();
+        drop(command);
+        drop(theirs);
+        program.wait().unwrap();
+        let mut heard = String::new();
+        ours.read_to_string(&mut heard).unwrap();
+        assert!(
+            !heard.contains("usage") && !heard.contains("invalid") && !heard.contains("starttls-wrapper"),
+            "{heard}"
+        );
+    }
+}
+
+#[test]
 fn a_non_blocking_open_file_stays_so() {
     let standing = Standing::at(At::Ungreeted, &Start { keep: true, ..Start::default() });
     let kept = standing.door.kept.as_ref().unwrap().try_clone().unwrap();

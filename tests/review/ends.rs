@@ -144,6 +144,23 @@ fn a_reset_is_noticed_when_the_child_reads_no_more() {
 }
 
 #[test]
+fn a_reset_is_noticed_while_a_relay_stands_still() {
+    // Longer than the two seconds that what was sent before gets to go on.
+    let patience = Duration::from_secs(5);
+    all_of(&[(At::RelayPlain, "splice"), (At::RelayPlain, "copy")], |&(at, relay)| {
+        let mut standing = Standing::at(at, &Start { options: &["--relay", relay], ..Start::default() });
+        let client = standing.door.client.as_mut().unwrap();
+        let flood = [b'x'; 64 * 1024];
+        // The child does not read: until nothing more is taken.
+        while client.send_some(&flood) > 0 || client.stream().wait(false, true, Instant::now() + SOON / 4) {}
+        standing.door.client.take().unwrap().reset();
+        let reset = Instant::now();
+        assert!(wait_until(patience, || standing.door.said().contains("end=")), "after {:?}", reset.elapsed());
+        assert_eq!(standing.close(), 1);
+    });
+}
+
+#[test]
 fn on_two_pipes_the_client_sees_at_once_that_the_child_says_no_more() {
     all_of(&["splice", "copy"], |relay| {
         let options = ["--relay", relay];
