@@ -4,6 +4,10 @@
 //! `bench-sink --tls CERT KEY` listens on a port of 127.0.0.1, prints it, and serves sessions by TLS from the first octet, each
 //! in a thread, until it is killed.
 //! A letter is not parsed: its end is CR LF . CR LF at the end of a read, so nothing may be pipelined behind it.
+//!
+//! Two commands are the bench's own, for what SMTP has no command for:
+//! `XSEND LINES` answers with a reply of that many lines of 64 octets and `250 end` (a large transfer to the client);
+//! `XCHUNK OCTETS COUNT` answers 354, then reads COUNT times so many octets and says `250 ok` after each (one chunk at a time).
 
 use std::env;
 use std::fs::File;
@@ -96,18 +100,23 @@ fn serve(mut stream: impl Read + Write) -> io::Result<()> {
     say(&mut stream, "220 sink ESMTP\r\n")?;
     loop {
         while let Some(end) = block[..held].iter().position(|octet| *octet == b'\n') {
-            let verb: Vec<u8> = block[..end.min(4)].to_ascii_uppercase();
+            let line = String::from_utf8_lossy(&block[..end]).trim().to_ascii_uppercase();
             block.copy_within(end + 1..held, 0);
             held -= end + 1;
-            match verb.as_slice() {
-                b"EHLO" => say(&mut stream, "250-sink\r\n250-PIPELINING\r\n250 8BITMIME\r\n")?,
-                b"DATA" => {
+            let mut words = line.split(' ');
+            let verb = words.next().unwrap_or_default();
+            let mut number = || words.next().and_then(|word| word.parse::<usize>().ok()).unwrap_or_default();
+            match verb {
+                "EHLO" => say(&mut stream, "250-sink\r\n250-PIPELINING\r\n250 8BITMIME\r\n")?,
+                "DATA" => {
                     say(&mut stream, "354 go on\r\n")?;
                     let size = swallow(&mut stream, &mut block, held)?;
                     held = 0;
                     say(&mut stream, &format!("250 {size} octets\r\n"))?;
                 }
-                b"QUIT" => return say(&mut stream, "221 sink\r\n"),
+                "XSEND" => pour(&mut stream, number())?,
+                "XCHUNK" => chunks(&mut stream, number(), number())?,
+                "QUIT" => return say(&mut stream, "221 sink\r\n"),
                 _ => say(&mut stream, "250 ok\r\n")?,
             }
         }
@@ -140,4 +149,25 @@ fn swallow(stream: &mut impl Read, block: &mut [u8], held: usize) -> io::Result<
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
+}
+
+fn pour(stream: &mut impl Write, lines: usize) -> io::Result<()> {
+    let line = format!("250-{}\r\n", "x".repeat(58));
+    let block = line.repeat(BLOCK / line.len());
+    let whole = lines / (BLOCK / line.len());
+    for _ in 0..whole {
+        stream.write_all(block.as_bytes())?;
+    }
+    stream.write_all(line.repeat(lines % (BLOCK / line.len())).as_bytes())?;
+    say(stream, "250 end\r\n")
+}
+
+fn chunks(stream: &mut (impl Read + Write), octets: usize, count: usize) -> io::Result<()> {
+    let mut chunk = vec![0; octets];
+    say(stream, "354 go on\r\n")?;
+    for _ in 0..count {
+        stream.read_exact(&mut chunk)?;
+        say(stream, "250 ok\r\n")?;
+    }
+    Ok(())
 }

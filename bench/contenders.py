@@ -1,0 +1,207 @@
+"""Who is measured, and how each is started, with the same server behind it.
+
+A contender has a way in for each of `plain`, `starttls` and `implicit` (TLS from the first octet) that it can do: a function that
+starts it in a Running before a command (the UCSPI way of writing an SMTP server) and returns the port. The limit of a question is the
+contender named `bare`: no forwarder at all.
+"""
+
+import shlex
+
+from measure import free_port
+
+
+class Contender:
+    """`alone` is the command of a wrapper of one process, by way in, which the Door can start to see its own cost."""
+
+    def __init__(self, name, ways, alone=None, note=""):
+        self.name, self.ways, self.alone, self.note = name, ways, alone or {}, note
+
+    def start(self, way, run, prog):
+        port = self.ways[way](run, prog)
+        run.ready()
+        return port
+
+    def secure_way(self):
+        return next((way for way in ("starttls", "implicit") if way in self.ways), None)
+
+
+BARE = Contender("bare", {"plain": lambda run, prog: run.tcpserver(prog), "implicit": lambda run, _: run.tls_server()},
+                 note="no forwarder: tcpserver and the mail server; with TLS, a mail server that speaks TLS itself (rustls)")
+
+
+# --- ours -------------------------------------------------------------------------------------------------------------------
+
+def wrapper(stage, name, *options, backend=True, ways=("plain", "starttls"), note=""):
+    """The program of this tree. `backend` is whether HOST PORT must speak TLS; else it is the same server in plaintext."""
+    def command(run, prog):
+        port = run.tls_server() if backend else run.tcpserver(prog)
+        return [stage.wrapper, *options, "--cert", stage.cert, "--key", stage.key, "127.0.0.1", port, *prog]
+    start = lambda run, prog: run.tcpserver(command(run, prog))
+    return Contender(name, dict.fromkeys(ways, start), dict.fromkeys(ways, command), note)
+
+
+def ours(stage):
+    found = [wrapper(stage, "ours", note="plaintext by splice; in TLS two legs, the backend is a server that speaks TLS (rustls)"),
+             wrapper(stage, "ours copy", "--relay", "copy", ways=("plain",), note="the same with --relay copy")]
+    if "--way" in stage.wrapper_help:
+        found += [wrapper(stage, "ours keep", "--way", "keep", backend=False, ways=("starttls",), note="--way keep: one TLS leg, to PROG"),
+                  wrapper(stage, "ours plain", "--way", "plain", backend=False, ways=("starttls",),
+                          note="--way plain: one TLS leg, HOST PORT is the same server in plaintext")]
+    return found
+
+
+# --- peers that start a process for each session ----------------------------------------------------------------------------
+
+def tlswrapper(run, prog):
+    return run.tcpserver(["tlswrapper", "-Q", "-n", "-f", run.stage.pem, "tlswrapper-smtp", *prog])
+
+
+def socat(run, prog):
+    behind, port = run.tcpserver(prog), free_port()
+    return run.daemon(["socat", f"TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork,backlog=1100,nodelay", f"TCP:127.0.0.1:{behind},nodelay"],
+                      port, forking=True)
+
+
+def stranger(name, command):
+    """NAME=COMMAND of the command line: any program that speaks the UCSPI way."""
+    def start(run, prog):
+        known = {"{cert}": run.stage.cert, "{key}": run.stage.key, "{pem}": run.stage.pem, "{host}": "127.0.0.1"}
+        words = []
+        for word in shlex.split(command):
+            if word == "{prog}":
+                words += prog
+                continue
+            if "{port}" in word:
+                word = word.replace("{port}", str(run.tls_server()))
+            for place, value in known.items():
+                word = word.replace(place, value)
+            words.append(word)
+        return run.tcpserver(words if "{prog}" in shlex.split(command) else [*words, *prog])
+    return Contender(name, {"plain": start, "starttls": start}, note=command)
+
+
+# --- daemons ----------------------------------------------------------------------------------------------------------------
+
+def configured(name, text, command, forking=False):
+    """A daemon that is told by a file; `text` is a function of the stage, its own port and the port behind."""
+    def start(run, prog):
+        behind, port = run.tcpserver(prog), free_port()
+        path = f"{run.stage.folder}/{name}-{port}.conf"
+        with open(path, "w") as file:
+            file.write(text(run.stage, port, behind))
+        return run.daemon([path if word == "{file}" else word for word in command], port, forking)
+    return start
+
+
+def stunnel(service):
+    return configured("stunnel", lambda stage, port, behind: f"""\
+foreground = quiet
+pid =
+debug = err
+syslog = no
+socket = l:TCP_NODELAY=1
+socket = r:TCP_NODELAY=1
+[smtp]
+accept = 127.0.0.1:{port}
+connect = 127.0.0.1:{behind}
+cert = {stage.cert}
+key = {stage.key}
+{service}
+""", ["stunnel4", "{file}"])
+
+
+def haproxy(bind, options):
+    return configured("haproxy", lambda stage, port, behind: f"""\
+global
+  maxconn 2200
+defaults
+  mode tcp
+  timeout connect 10s
+  timeout client 300s
+  timeout server 300s
+  {options}
+listen smtp
+  bind 127.0.0.1:{port} backlog 1100 {bind.format(pem=stage.pem)}
+  server behind 127.0.0.1:{behind}
+""", ["haproxy", "-db", "-q", "-f", "{file}"])
+
+
+def nginx(block, module):
+    return configured("nginx", lambda stage, port, behind: f"""\
+load_module /usr/lib/nginx/modules/ngx_{module}_module.so;
+daemon off;
+worker_processes 1;
+pid {stage.folder}/nginx-{port}.pid;
+error_log stderr error;
+events {{ worker_connections 4096; }}
+""" + block(stage, port, behind), ["nginx", "-e", "stderr", "-c", "{file}"])
+
+
+def nginx_stream(secure):
+    return nginx(lambda stage, port, behind: f"""\
+stream {{ server {{
+  listen 127.0.0.1:{port} backlog=1100 {secure};
+  {f"ssl_certificate {stage.cert}; ssl_certificate_key {stage.key}; ssl_session_cache shared:tls:1m;" if secure else ""}
+  proxy_pass 127.0.0.1:{behind};
+}} }}
+""", "stream")
+
+
+def nginx_mail(stage, port, behind):
+    """The mail proxy asks an HTTP server where to go; it is nginx itself."""
+    asked = free_port()
+    return f"""\
+http {{
+  access_log off;
+  server {{
+    listen 127.0.0.1:{asked};
+    location / {{
+      add_header Auth-Status OK;
+      add_header Auth-Server 127.0.0.1;
+      add_header Auth-Port {behind};
+      return 200;
+    }}
+  }}
+}}
+mail {{
+  server_name localhost;
+  auth_http 127.0.0.1:{asked}/;
+  server {{
+    listen 127.0.0.1:{port} backlog=1100;
+    protocol smtp;
+    smtp_auth none;
+    xclient off;
+    starttls on;
+    ssl_certificate {stage.cert};
+    ssl_certificate_key {stage.key};
+    ssl_session_cache shared:tls:1m;
+  }}
+}}
+"""
+
+
+def hitch(run, prog):
+    behind, port = run.tcpserver(prog), free_port()
+    return run.daemon(["hitch", "--quiet", "--workers=1", "--backlog=1100", "--user=nobody", f"--frontend=[127.0.0.1]:{port}",
+                       f"--backend=[127.0.0.1]:{behind}", run.stage.pem], port)
+
+
+def everyone(stage, strangers):
+    """In the order of the tables. Which of them can do what is in their ways."""
+    mail = nginx(nginx_mail, "mail")
+    splice = "option splice-request\n  option splice-response"
+    peers = [
+        Contender("tlswrapper", dict.fromkeys(("plain", "starttls"), tlswrapper), note="tlswrapper -n with tlswrapper-smtp"),
+        Contender("stunnel", {"starttls": stunnel("protocol = smtp")}, note="protocol = smtp; drops clients that want plaintext"),
+        Contender("stunnel implicit", {"implicit": stunnel("")}, note="TLS from the first octet, no STARTTLS"),
+        Contender("nginx mail", {"plain": mail, "starttls": mail},
+                  note="the mail proxy, its auth_http answered by itself; MAIL and what precedes it are answered by nginx"),
+        Contender("nginx stream", {"plain": nginx_stream(""), "implicit": nginx_stream("ssl")}, note="TLS from the first octet, no STARTTLS"),
+        Contender("haproxy", {"plain": haproxy("", splice), "implicit": haproxy("ssl crt {pem}", splice)},
+                  note="mode tcp with splice; TLS from the first octet, no STARTTLS"),
+        Contender("hitch", {"implicit": hitch}, note="TLS from the first octet, no STARTTLS"),
+        Contender("socat", {"plain": socat}, note="a process for each session, no TLS"),
+    ]
+    return [BARE, *ours(stage), *peers, *(stranger(*pair) for pair in strangers)]
+
+

@@ -1,0 +1,412 @@
+"""Processes of a contender: how they are started, and what they cost, counted on the server's side only.
+
+Two ways, both exact to the scheduler's nanoseconds:
+- `Running.end`: what the whole tree has used from `ready` to its end. This process is a sub-reaper: whatever a contender forks away
+  comes to us, and wait4's rusage has it. A server that forks for each session (tcpserver, socat) is ended when its last session is,
+  and its rusage holds theirs. A daemon's clock is read before it is killed, so that its end is not on the account.
+- `Running.sample`, at two moments of one session: the clocks of all processes that live now, by name.
+
+The kernel charges what a loopback connection costs to whoever runs: a part of a server's receiving is on the client's account. That is
+so for every contender and for the bare server.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+# What tcpserver would have set, for the sessions that we spawn ourselves.
+UCSPI = {"PROTO": "TCP", "TCPLOCALIP": "127.0.0.1", "TCPLOCALPORT": "25", "TCPLOCALHOST": "localhost",
+         "TCPREMOTEIP": "127.0.0.1", "TCPREMOTEPORT": "50000"}
+# Not the contender's own: the UCSPI server, the mail server. Names as the kernel cuts them.
+BYSTANDERS = {"tcpserver", "mailfront", "bench-sink"}
+PATIENCE = 40  # seconds that anything may take to start or to end
+
+
+class Failure(Exception):
+    """A contender does not do what is asked of it; its row says so."""
+
+
+def become_subreaper():
+    if ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0) != 0:  # PR_SET_CHILD_SUBREAPER
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def wait_until(condition, what):
+    deadline = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            raise Failure(what)
+        time.sleep(0.005)
+    return found
+
+
+# --- /proc ------------------------------------------------------------------------------------------------------------------
+
+def read(pid, name):
+    try:
+        return pathlib.Path(f"/proc/{pid}/{name}").read_text()
+    except OSError:
+        return ""
+
+
+def parents():
+    """Parent by process."""
+    found = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and (stat := read(entry, "stat")):
+            found[int(entry)] = int(stat.rpartition(")")[2].split()[1])
+    return found
+
+
+def descendants(roots):
+    above = parents()
+    found = [pid for pid in roots if pid in above]
+    for pid in found:
+        found += [child for child, parent in above.items() if parent == pid]
+    return found
+
+
+def name_of(pid):
+    return read(pid, "comm").strip()
+
+
+def clock(pid):
+    """Nanoseconds that all threads of a process ran, those that have ended included (clock_getcpuclockid)."""
+    return time.clock_gettime_ns((~pid << 3) | 2)
+
+
+def status(text, key):
+    for line in text.splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1])
+    return 0
+
+
+def switches(pid, kinds=("voluntary_ctxt_switches", "nonvoluntary_ctxt_switches")):
+    """Of all threads that live."""
+    with contextlib.suppress(OSError):
+        return sum(status(text, kind) for task in os.listdir(f"/proc/{pid}/task")
+                   if (text := read(pid, f"task/{task}/status")) for kind in kinds)
+    return 0
+
+
+def faults(pid):
+    fields = read(pid, "stat").rpartition(")")[2].split()
+    return int(fields[7]) + int(fields[9]) if fields else 0
+
+
+def memory(pid):
+    """KiB that no other process shares, and KiB of anonymous memory in which what is shared is split among the sharers. Root only, for a
+    process that is not dumpable."""
+    lines = [line.split() for line in read(pid, "smaps_rollup").splitlines()]
+    if not lines:
+        raise Failure("the kernel does not show smaps_rollup (run as root)")
+    total = lambda begin: sum(int(line[1]) for line in lines if line[0].startswith(begin))
+    return total("Private_"), total("Pss_Anon:")
+
+
+def listening(port):
+    ending = f":{port:04X}"
+    rows = [line.split() for name in ("tcp", "tcp6") for line in read("net", name).splitlines()[1:]]
+    return any(row[1].endswith(ending) and row[3] == "0A" for row in rows)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+# --- a contender that runs --------------------------------------------------------------------------------------------------
+
+class Usage:
+    """seconds, switches, faults, and peak: the KiB that the largest process had. own: seconds of the contender's daemons alone."""
+
+    def __init__(self):
+        self.seconds = self.own = 0.0
+        self.switches = self.faults = self.peak = 0
+
+    def add(self, used):
+        self.seconds += used.ru_utime + used.ru_stime
+        self.switches += used.ru_nvcsw + used.ru_nivcsw
+        self.faults += used.ru_minflt + used.ru_majflt
+        self.peak = max(self.peak, used.ru_maxrss)
+
+
+class Running:
+    """The processes of one contender; `with Running(stage) as run: port = contender.start(run, prog)`; `usage` afterwards."""
+
+    def __init__(self, stage):
+        self.stage = stage
+        self.forking, self.daemons = [], []
+        self.start_cost = {}
+        self.usage = Usage()
+
+    def __enter__(self):
+        return self
+
+    def spawn(self, command, output=None):
+        """Starts a command as our child, forked by a shell: one forked from here would count our own memory as its peak."""
+        read_end, write_end = os.pipe()
+        actions = [(os.POSIX_SPAWN_DUP2, write_end, 3),
+                   (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                   (os.POSIX_SPAWN_DUP2, output, 1) if output is not None
+                   else (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
+                   (os.POSIX_SPAWN_OPEN, 2, self.stage.errors, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)]
+        shell = ["/bin/sh", "-c", '"$@" 3>&- & echo $! >&3', "sh", *map(str, command)]
+        pid = os.posix_spawn(shell[0], shell, self.stage.env, file_actions=actions)
+        os.close(write_end)
+        with os.fdopen(read_end) as told:
+            started = int(told.readline())
+        self.stage.roots.add(started)
+        os.waitpid(pid, 0)  # now the command is an orphan, and ours
+        return started
+
+    def said_port(self, command):
+        """Starts what prints its port first; returns process and port."""
+        read_end, write_end = os.pipe()
+        try:
+            pid = self.spawn(command, write_end)
+        finally:
+            os.close(write_end)
+        with os.fdopen(read_end) as told:
+            line = told.readline()
+        if not line.strip().isdigit():
+            os.waitpid(pid, 0)
+            raise Failure(f"{command[0]} does not start: {self.stage.last_error()}")
+        return pid, int(line)
+
+    def tcpserver(self, command):
+        base = ["tcpserver", "-1", "-H", "-R", "-l", "localhost", "-c", "1100", "-b", "1100", "127.0.0.1", "0"]
+        pid, port = self.said_port([*base, *command])
+        self.forking.append(pid)
+        return port
+
+    def tls_server(self):
+        """The sink that speaks TLS from the first octet: HOST PORT of those that need one."""
+        pid, port = self.said_port([self.stage.sink, "--tls", self.stage.cert, self.stage.key])
+        self.daemons.append(pid)
+        return port
+
+    def daemon(self, command, port, forking=False):
+        """Starts what listens at `port` after a while; `forking` if it has a child for each session."""
+        pid = self.spawn(command)
+        (self.forking if forking else self.daemons).append(pid)
+
+        def there():
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+                raise Failure(f"{command[0]} does not start: {self.stage.last_error()}")
+            return listening(port)
+        wait_until(there, f"{command[0]} does not listen")
+        return port
+
+    def pids(self):
+        return descendants(self.forking + self.daemons)
+
+    def ready(self):
+        """What was used until now is no session's."""
+        self.start_cost = {pid: (clock(pid), switches(pid), faults(pid)) for pid in self.pids()}
+
+    def sample(self):
+        """By process: name, nanoseconds, switches."""
+        found = {}
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                found[pid] = (name_of(pid), clock(pid), switches(pid))
+        return found
+
+    def __exit__(self, kind, *_):
+        try:
+            if kind is None:
+                wait_until(lambda: not self.session_processes(), "a session does not end")
+                self.count_daemons()
+        finally:
+            self.end()
+
+    def session_processes(self):
+        return [pid for pid in descendants(self.forking) if pid not in self.forking] + self.orphans()
+
+    def orphans(self):
+        """What has come to us by losing its parent. Those that have ended are reaped and counted. Where several contenders run at a
+        time (idle), an orphan is anyone's: usage is not asked there."""
+        found = []
+        ours = {*self.stage.roots, *(child.pid for child in self.stage.children)}
+        for pid, parent in parents().items():
+            if parent == os.getpid() and pid not in ours:
+                ended, _, used = os.wait4(pid, os.WNOHANG)
+                self.usage.add(used) if ended else found.append(pid)
+        return found
+
+    def count_daemons(self):
+        """All processor time of the daemons until now; the rest is counted when they are reaped."""
+        for pid in descendants(self.daemons):
+            seconds = (clock(pid) - self.start_cost.get(pid, (0,))[0]) / 1e9
+            self.usage.seconds += seconds
+            self.usage.own += 0 if name_of(pid) in BYSTANDERS else seconds
+
+    def end(self):
+        daemons = descendants(self.daemons)
+        for pid in descendants(self.forking):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM if pid in self.forking else signal.SIGKILL)
+        for pid in daemons:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in self.forking:
+            self.reap(pid)
+        counted = self.usage.seconds
+        for pid in self.daemons:
+            self.reap(pid, seconds=False)
+        with contextlib.suppress(Failure):
+            wait_until(lambda: not self.orphans(), "orphans")
+        if self.daemons:
+            self.usage.seconds = counted
+        for pid, (spent, switched, faulted) in self.start_cost.items():
+            self.usage.switches -= switched
+            self.usage.faults -= faulted
+            if pid in self.forking:
+                self.usage.seconds -= spent / 1e9
+        self.forking, self.daemons = [], []
+
+    def reap(self, pid, seconds=True):
+        """Waits for it; one that does not go on SIGTERM is killed."""
+        wait = lambda: os.wait4(pid, os.WNOHANG)
+        deadline = time.monotonic() + 5
+        while not (found := wait())[0]:
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.002)
+        self.stage.roots.discard(pid)
+        before = self.usage.seconds
+        self.usage.add(found[2])
+        if not seconds:
+            self.usage.seconds = before
+
+
+class Door:
+    """A UCSPI server of our own, one session at a time, that tells what the very process it starts has used, without its children:
+    the wrapper alone. Processor time and switches are read when it has ended and before it is reaped."""
+
+    def __init__(self, running, command):
+        self.running, self.command = running, [str(word) for word in command]
+        self.milliseconds, self.switched = [], []
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port = self.listener.getsockname()[1]
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def serve(self):
+        while True:
+            try:
+                session, _ = self.listener.accept()
+            except OSError:
+                return
+            end = session.fileno()
+            actions = [(os.POSIX_SPAWN_DUP2, end, 0), (os.POSIX_SPAWN_DUP2, end, 1),
+                       (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0)]
+            pid = os.posix_spawnp(self.command[0], self.command, self.running.stage.env, file_actions=actions)
+            session.close()
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            self.milliseconds.append(int(read(pid, "schedstat").split()[0]) / 1e6)
+            self.switched.append(switches(pid))
+            os.waitpid(pid, 0)
+
+    def __exit__(self, *_):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.thread.join(PATIENCE)
+
+
+# --- the load generator -----------------------------------------------------------------------------------------------------
+
+class Load:
+    """bench-load. `answer` for the modes that run through; `go` and `close` for those with two pauses."""
+
+    def __init__(self, stage, port, tls, mode, *options):
+        flags = ["--tls", tls] if tls else []
+        command = [stage.load, mode, "--port", port, "--ca", stage.cert, *flags, *options]
+        self.stage = stage
+        self.child = subprocess.Popen([str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                      stderr=subprocess.PIPE, text=True)
+        stage.children.append(self.child)
+        self.timer = threading.Timer(120, self.child.kill)
+        self.timer.start()
+
+    def __enter__(self):
+        return self
+
+    def line(self):
+        line = self.child.stdout.readline().strip()
+        if not line:
+            said = self.child.stderr.read().strip() or "the load generator was stopped after 120 s"
+            raise Failure(said.removeprefix("bench-load: "))
+        return line
+
+    def answer(self):
+        return json.loads(self.line())
+
+    def until_ready(self):
+        if (line := self.line()) != "ready":
+            raise Failure(f"the load generator says {line!r}")
+
+    def go(self):
+        print(file=self.child.stdin, flush=True)
+        return self.answer()
+
+    def close(self):
+        print(file=self.child.stdin, flush=True)
+        if self.child.wait() != 0:
+            raise Failure(self.child.stderr.read().strip())
+
+    def __exit__(self, kind, *_):
+        self.timer.cancel()
+        if kind is not None:
+            self.child.kill()
+        for stream in (self.child.stdin, self.child.stdout, self.child.stderr):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()  # at the end of its stdin it ends, if it has not
+        self.child.wait()
+        self.stage.children.remove(self.child)
+
+
+class Between:
+    """What lay between two samples: nanoseconds and switches, of the whole tree and of the contender's own processes."""
+
+    def __init__(self, before, after):
+        self.whole = self.own = self.switches = self.own_switches = 0
+        self.own_pids = []
+        for pid, (name, spent, switched) in after.items():
+            _, spent_before, switched_before = before.get(pid, (name, 0, 0))
+            self.whole += spent - spent_before
+            self.switches += switched - switched_before
+            if name not in BYSTANDERS:
+                self.own_pids.append(pid)
+                self.own += spent - spent_before
+                self.own_switches += switched - switched_before
+
+
+def count_syscalls(stage, pids, between):
+    """Runs `between` while strace counts the system calls of these processes. strace slows them, so nothing else is measured then."""
+    with open(f"{stage.folder}/strace", "w+") as report:
+        tracer = subprocess.Popen(["strace", "-f", "-c", "-q", "-o", report.name, *(f"-p{pid}" for pid in pids)],
+                                  stderr=subprocess.PIPE)
+        try:
+            wait_until(lambda: all(status(read(pid, "status"), "TracerPid") == tracer.pid for pid in pids), "strace cannot attach")
+            between()
+        finally:
+            tracer.send_signal(signal.SIGINT)
+            tracer.communicate()
+            lines = report.read().splitlines()
+    for line in lines:
+        if line.endswith(" total"):
+            return int(line.split()[3])
+    raise Failure("strace counted nothing")

@@ -1,0 +1,212 @@
+"""The questions about whole sessions: what one costs, how it starts, what it holds while idle, and what many at once cost."""
+
+import contextlib
+import statistics
+import time
+
+from measure import BYSTANDERS, Door, Failure, Running, clock, memory, name_of, switches
+from report import Table
+from rounds import each, load, plain, row_of, secure, way_of
+
+MAILFRONT = ["mailfront", "smtp", "echo", "accept"]
+AT_ONCE = 8  # sessions at once that two processors cannot keep up with
+
+
+# --- a session --------------------------------------------------------------------------------------------------------------
+
+COSTS = [("tree", "CPU of the tree, ms", 2), ("above", "above bare, ms", 2), ("own", "its own, ms", 2),
+         ("switches", "context switches", 1), ("peak", "largest process, MiB", 1), ("p50", "wall p50, ms", 2),
+         ("p99", "wall p99, ms", 2), ("rate", f"a second, {AT_ONCE} at once", 0)]
+
+
+def session(stage, fields):
+    """What does a session of one mail of 2 KiB cost?
+
+    One after the other: processor time of the whole tree (UCSPI server, contender, mail server) and context switches, a session; the
+    largest resident memory of one process; wall clock from connect to the reply to QUIT. `its own` is the contender alone: a daemon's
+    clock, or that of a wrapper of one process, taken apart (by a UCSPI server of the bench's, median). The mail server is mailfront; behind
+    our TLS, and as `bare` in the TLS tables, it is the bench's own, with rustls. Failed sessions are counted and not in the figures."""
+    table = Table("plain", "Plain session", COSTS, picture=("tree", "own"))
+    sessions_of(stage, plain(fields), table, False, [])
+    table.goal("ours", "above", 0.8, "plain session, ms above bare")
+    tables = [table]
+    for resume in (False, True):
+        title = "TLS session, " + ("resumed" if resume else "full handshake")
+        shown = [*COSTS, ("resumed", "resumed, %", 0), ("failed", "failed, %", 1), ("tls", "negotiated", 0)]
+        table = Table("resumed" if resume else "tls", title, shown, picture=("tree", "own"))
+        sessions_of(stage, secure(fields), table, True, ["--resume"] if resume else [])
+        if not resume:
+            table.goal("ours", "own", 2.0, "STARTTLS session, ms of our own process")
+        tables.append(table)
+    return tables
+
+
+def sessions_of(stage, fields, table, tls, flags):
+    counts = {}
+
+    def one(contender):
+        way = way_of(contender, tls)
+        if contender.name not in counts:
+            counts[contender.name] = how_many(stage, contender, way)
+        count = counts[contender.name]
+        usage, said = batch(stage, contender, way, count, *flags)
+        done = count - said["failed"]
+        _, crowd = batch(stage, contender, way, max(count // AT_ONCE, 1) * AT_ONCE, "--at-once", AT_ONCE, *flags)
+        own = usage.own * 1e3 / done if usage.own else None
+        if way in contender.alone:
+            own = alone(stage, contender, way, max(count // 2, 10), *flags)
+        values = {"resumed": said["resumed"] * 100 / done, "failed": said["failed"] * 100 / count, "tls": said["tls"]} if tls else {}
+        table.add(contender.name, tree=usage.seconds * 1e3 / done, own=own, switches=usage.switches / done, peak=usage.peak / 1024,
+                  p50=said["wall"]["p50"] / 1e3, p99=said["wall"]["p99"] / 1e3, rate=crowd["wall"]["count"] / crowd["seconds"], **values)
+
+    each(stage, table, fields, 2 if stage.quick else 5, one)
+    if not tls:
+        table.above("above", "tree")  # in TLS, bare is another mail server
+
+
+def how_many(stage, contender, way):
+    """As many as take a second and a half, between 20 and 200."""
+    _, said = batch(stage, contender, way, 5)
+    return int(min(200, max(20, (0.3 if stage.quick else 1.5) * 5 / said["seconds"])))
+
+
+def batch(stage, contender, way, count, *flags):
+    with Running(stage) as run:
+        port = contender.start(way, run, MAILFRONT)
+        with load(stage, port, way, "session", "--sessions", count, "--patience", 15, *flags) as client:
+            said = client.answer()
+    if said["failed"] == count:
+        raise Failure(said["error"])
+    return run.usage, said
+
+
+def alone(stage, contender, way, count, *flags):
+    with Running(stage) as run:
+        command = contender.alone[way](run, MAILFRONT)
+        run.ready()
+        with Door(run, command) as door, load(stage, door.port, way, "session", "--sessions", count, *flags) as client:
+            client.answer()
+    return statistics.median(door.milliseconds)
+
+
+# --- start ------------------------------------------------------------------------------------------------------------------
+
+def start(stage, fields):
+    """How long until the greeting?
+
+    From connect to the whole greeting, then QUIT, one after the other, in plaintext. Page faults are those of the whole tree, a session.
+    A contender that greets by itself, before the mail server does, shows here as faster than bare."""
+    columns = [("p50", "p50, ms", 2), ("p99", "p99, ms", 2), ("above", "p50 above bare, ms", 2), ("faults", "page faults of the tree", 0),
+               ("peak", "largest process, MiB", 1), ("tree", "CPU of the tree, ms", 2)]
+    table = Table("plain", "From connect to the greeting", columns, picture=("p50",))
+    count = 50 if stage.quick else 200
+
+    def one(contender):
+        with Running(stage) as run:
+            port = contender.start("plain", run, MAILFRONT)
+            with load(stage, port, "plain", "greeting", "--sessions", count) as client:
+                said = client.answer()["greeting"]
+        table.add(contender.name, p50=said["p50"] / 1e3, p99=said["p99"] / 1e3, faults=run.usage.faults / count,
+                  peak=run.usage.peak / 1024, tree=run.usage.seconds * 1e3 / count)
+
+    each(stage, table, plain(fields), 3 if stage.quick else 9, one)
+    table.above("above", "p50")
+    table.goal("ours", "above", 1.0, "greeting delay, ms above bare at p50")
+    return [table]
+
+
+# --- idle -------------------------------------------------------------------------------------------------------------------
+
+def idle(stage, fields):
+    """What does a silent session hold, and does it ever wake up?
+
+    Of the contender's own processes, from smaps_rollup: the private memory of those that serve a session alone, and what anonymous memory
+    there is beyond that without sessions, a session (Pss_Anon: pages that a fork left shared count once). Wake-ups are voluntary
+    context switches, and processor time is theirs, of all sessions together, over a window that begins when a contender has had time
+    to tidy up after its traffic. All contenders are idle at the same time."""
+    states = [("snoop", "Idle after EHLO", False, ["--snoop"]), ("plain", "Idle in the plain relay, one mail done", False, []),
+              ("tls", "Idle in TLS, one mail done", True, [])]
+    return [idle_in(stage, fields, *state) for state in states]
+
+
+def idle_in(stage, fields, name, title, tls, flags):
+    window, count = (3, 4) if stage.quick else (20, 10)
+    columns = [("private", "private KiB of its processes", 0), ("anonymous", "anonymous KiB", 0), ("processes", "processes", 1),
+               ("woken", "wake-ups a minute, all", 0), ("spent", "CPU us a minute, all", 0)]
+    table = Table(name, f"{title}, a session ({count} at once, {window} s)", columns, picture=("anonymous",), limit=None)
+    table.notes.append("the mail server behind it is not counted, nor that which HOST PORT is")
+    with contextlib.ExitStack() as stack:
+        held = []
+        for contender in (secure if tls else plain)(fields):
+            stage.progress(f"{title}: {contender.name}")
+            if contender.name == "bare":
+                continue  # nothing but the mail server
+            with row_of(table, contender.name), contextlib.ExitStack() as ours:
+                way = way_of(contender, tls)
+                run = ours.enter_context(Running(stage))
+                port = contender.start(way, run, MAILFRONT)
+                before = own_memory(run)
+                client = ours.enter_context(load(stage, port, way, "hold", "--sessions", count, *flags))
+                client.until_ready()
+                held.append((contender.name, run, client, before))
+                stack.push(ours.pop_all())
+        time.sleep(3)  # buffers are given back a second after traffic; nothing is counted before
+        stage.progress(f"{title}: {window} s of silence")
+        samples = {one: awake(run) for one, run, _, _ in held}
+        time.sleep(window)
+        for one, run, _, _ in held:
+            woken, spent = (after - before for after, before in zip(awake(run), samples[one]))
+            samples[one] = (woken, spent)
+        for one, run, client, before in held:
+            with row_of(table, one):
+                after = own_memory(run)
+                fresh = [after[pid][0] for pid in after if pid not in before]
+                anonymous = sum(kib for _, kib in after.values()) - sum(kib for _, kib in before.values())
+                table.add(one, private=sum(fresh) / count if fresh else None, anonymous=anonymous / count, processes=len(fresh) / count,
+                          woken=samples[one][0] * 60 / window, spent=samples[one][1] / 1e3 * 60 / window)
+                client.go()
+                client.close()
+    table.goal("ours", "woken", 0, "wake-ups a minute")
+    return table
+
+
+def own_pids(run):
+    return [pid for pid in run.pids() if name_of(pid) not in BYSTANDERS]
+
+
+def own_memory(run):
+    return {pid: memory(pid) for pid in own_pids(run)}
+
+
+def awake(run):
+    """Wake-ups and nanoseconds until now."""
+    pids = own_pids(run)
+    return sum(switches(pid, ("voluntary_ctxt_switches",)) for pid in pids), sum(clock(pid) for pid in pids)
+
+
+# --- growth -----------------------------------------------------------------------------------------------------------------
+
+def growth(stage, fields):
+    """Does a session cost more when there are many?
+
+    Processor time of the tree for each session of one mail of 2 KiB. None of those that are there at once goes on before all of them
+    are open and greeted. The load generator has a thread for each, on the same processors."""
+    sizes = [1, 10, 100] if stage.quick else [1, 10, 100, 1000]
+    tables = []
+    for tls in (False, True):
+        columns = [(f"at{size}", f"{size:,} at once, ms", 2) for size in sizes] + [("failed", "failed, %", 2)]
+        title = ("TLS" if tls else "Plain") + " session, processor time of the tree"
+        table = Table("tls" if tls else "plain", title, columns, picture=(f"at{sizes[0]}", f"at{sizes[-1]}"))
+
+        def one(contender):
+            way, costs, failed, asked = way_of(contender, tls), {}, 0, 0
+            for size in sizes:
+                count = max(size, 20 if stage.quick else 60) // size * size
+                usage, said = batch(stage, contender, way, count, "--at-once", size, "--together")
+                costs[f"at{size}"] = usage.seconds * 1e3 / (count - said["failed"])
+                failed, asked = failed + said["failed"], asked + count
+            table.add(contender.name, **costs, failed=failed * 100 / asked)
+
+        each(stage, table, (secure if tls else plain)(fields), 2 if stage.quick else 3, one)
+        tables.append(table)
+    return tables

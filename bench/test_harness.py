@@ -1,0 +1,172 @@
+#!/usr/bin/env python3
+"""Checks of the harness itself: its arithmetic, its pictures, its accounting on processes whose cost is known, and a run of it."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+import types
+import unittest
+from xml.etree import ElementTree
+
+sys.dont_write_bytecode = True
+HOME = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(HOME / "bench"))
+
+import measure  # noqa: E402
+import picture  # noqa: E402
+from report import Figure, Table  # noqa: E402
+from transfers import crossing  # noqa: E402
+
+
+class Figures(unittest.TestCase):
+    def test_median_and_spread(self):
+        figure = Figure([3.0, 1.0, 2.0], 1)
+        self.assertEqual((figure.median, figure.low, figure.high), (2.0, 1.0, 3.0))
+        self.assertEqual(str(figure), "2.0 (1.0 .. 3.0) noisy")
+        self.assertEqual(figure.brief(), "2.0 ~100% noisy")
+
+    def test_noisy_is_more_than_three_tenths_of_the_median(self):
+        self.assertFalse(Figure([85, 100, 115], 0).noisy)
+        self.assertTrue(Figure([84, 100, 115], 0).noisy)
+
+    def test_one_round_has_no_spread_and_what_reads_the_same_is_not_noisy(self):
+        self.assertEqual(str(Figure([7], 0)), "7")
+        self.assertFalse(Figure([0.001, 0.002, 0.004], 2).noisy)
+
+
+class Tables(unittest.TestCase):
+    def table(self):
+        table = Table("plain", "Sessions", [("tree", "CPU, ms", 2), ("above", "above bare, ms", 2), ("times", "times bare", 1)], ("tree",))
+        for bare, ours in ((1.0, 2.5), (1.2, 2.0), (1.1, 2.2)):
+            table.add("bare", tree=bare)
+            table.add("ours", tree=ours)
+        table.fail("lost | found", "does not\nstart")
+        return table
+
+    def test_differences_and_ratios_are_taken_round_by_round(self):
+        table = self.table()
+        table.above("above", "tree")
+        table.times("times", "tree")
+        self.assertAlmostEqual(table.figure("ours", "above").median, 1.1)  # of 1.5, 0.8, 1.1
+        self.assertAlmostEqual(table.figure("ours", "times").low, 2.0 / 1.2)
+        self.assertIsNone(table.figure("bare", "above"))
+
+    def test_goals(self):
+        table = self.table()
+        table.goal("ours", "tree", 2.2, "at the limit")
+        table.goal("ours", "tree", 2.19, "below it")
+        table.goal("absent", "tree", 1, "of a row that is not there")
+        self.assertEqual([goal.partition(":")[0] for goal in table.goals], ["reached", "MISSED"])
+
+    def test_a_failed_row_says_so_and_a_column_of_nothing_is_left_out(self):
+        table = self.table()
+        for text in (table.text(), table.markdown(["a.svg"])):
+            self.assertIn("lost | found: not measured: does not start", text)
+            self.assertNotIn("times bare", text)
+        self.assertIn("| ours | 2.20 (2.00 .. 2.50) |", table.markdown())
+
+    def test_the_limit_is_a_line_and_no_bar(self):
+        rows, limit = self.table().bars("tree")
+        self.assertEqual(([name for name, *_ in rows], limit), (["ours"], 1.1))
+
+
+class Pictures(unittest.TestCase):
+    def shapes(self, *arguments):
+        root = ElementTree.fromstring(picture.bars("a < b & c", "ms", *arguments))
+        return {kind: root.findall(f"{{http://www.w3.org/2000/svg}}{kind}") for kind in ("rect", "line", "text")}
+
+    def test_bars_are_as_long_as_their_medians(self):
+        bars = self.shapes([("ours", 10, 9, 20), ("peer", 5, 5, 5)], 2)["rect"][1:]
+        first, second = (float(bar.get("width")) for bar in bars)
+        self.assertAlmostEqual(first, 2 * second, delta=0.2)
+
+    def test_the_limit_stands_where_a_bar_of_its_length_would_end(self):
+        shapes = self.shapes([("peer", 2, 2, 2), ("other", 8, 8, 8)], 2)
+        bar, line = shapes["rect"][1], shapes["line"][-1]
+        self.assertAlmostEqual(float(bar.get("x")) + float(bar.get("width")), float(line.get("x1")), delta=0.2)
+
+    def test_nothing_to_draw_is_no_picture(self):
+        self.assertEqual(picture.bars("t", "ms", [], 3), "")
+        self.assertEqual(picture.bars("t", "ms", [("ours", 0, 0, 0)]), "")
+
+
+class Crossing(unittest.TestCase):
+    def test_where_splice_begins_to_be_cheaper(self):
+        ratios = lambda *values: [(64 << (2 * step), Figure([value], 2)) for step, value in enumerate(values)]
+        self.assertIn("from 1 KiB on", crossing(ratios(0.8, 0.9, 1.2, 3)))
+        self.assertIn("from 1 KiB on", crossing(ratios(1.8, 0.9, 1.2, 3)))
+        self.assertIn("at every size", crossing(ratios(1.1, 1.2)))
+        self.assertIn("not the cheaper one", crossing(ratios(1.1, 0.9)))
+
+
+BURN = "import time\nwhile time.process_time() < 0.2: pass"
+
+
+class Accounting(unittest.TestCase):
+    """Processes that use a fifth of a second of processor time each, started in the ways in which contenders start theirs."""
+
+    @classmethod
+    def setUpClass(cls):
+        measure.become_subreaper()
+
+    def stage(self, folder):
+        return types.SimpleNamespace(errors=f"{folder}/stderr", env=dict(os.environ), roots=set(), children=[], last_error=lambda: "")
+
+    def usage(self, command, forking):
+        with tempfile.TemporaryDirectory() as folder:
+            with measure.Running(self.stage(folder)) as run:
+                done = pathlib.Path(folder, "done")
+                pid = run.spawn(["/bin/sh", "-c", command.replace("BURN", f"{sys.executable} -c '{BURN}'") + f"; touch {done}; exec sleep 60"])
+                (run.forking if forking else run.daemons).append(pid)
+                run.start_cost = {pid: (0, 0, 0)}
+                measure.wait_until(done.exists, "the burning does not end")
+            return run.usage
+
+    def test_children_and_grandchildren_are_counted(self):
+        self.assertAlmostEqual(self.usage("BURN; (BURN; true)", True).seconds, 0.4, delta=0.15)
+
+    def test_an_orphan_is_counted(self):
+        self.assertAlmostEqual(self.usage("(BURN & true)", True).seconds, 0.2, delta=0.12)
+
+    def test_a_daemon_is_read_before_it_ends(self):
+        with tempfile.TemporaryDirectory() as folder:
+            with measure.Running(self.stage(folder)) as run:
+                run.daemons.append(run.spawn([sys.executable, "-c", BURN + "\ntime.sleep(60)"]))
+                run.ready()
+                measure.wait_until(lambda: measure.clock(run.daemons[0]) > 0.2e9, "no burning")
+                time.sleep(0.05)
+            self.assertAlmostEqual(run.usage.own, 0.2, delta=0.1)
+            self.assertAlmostEqual(run.usage.seconds, run.usage.own, delta=0.01)
+
+    def test_what_was_used_before_ready_is_not_counted(self):
+        with tempfile.TemporaryDirectory() as folder:
+            with measure.Running(self.stage(folder)) as run:
+                run.forking.append(run.spawn([sys.executable, "-c", BURN + "\ntime.sleep(60)"]))
+                measure.wait_until(lambda: measure.clock(run.forking[0]) > 0.2e9, "no burning")
+                time.sleep(0.05)
+                run.ready()
+            self.assertLess(run.usage.seconds, 0.05)
+
+
+class Run(unittest.TestCase):
+    def test_a_run_has_its_rows_and_a_peer_that_is_missing_says_so(self):
+        command = [HOME / "bench/run", "--quick", "--dev", "--only", "ours", "--only", "stunnel", "session", "absent=/no/such/program"]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        self.assertEqual(run.returncode, 0, run.stdout + run.stderr)
+        page = (HOME / "target/bench/session.md").read_text()
+        plain, tls, resumed = page.split("\n## ")[1:]
+        self.assertRegex(plain, r"\n\| ours \| [0-9]")
+        for table in (tls, resumed):
+            self.assertRegex(table, r"\n\| bare \| [0-9]")
+            self.assertRegex(table, r"\n\| ours \| [0-9].*TLSv1_3")
+            self.assertRegex(table, r"\n\| stunnel \| [0-9].*TLSv1_3")
+        for table in (plain, tls, resumed):
+            self.assertRegex(table, r"\n- absent: not measured: ")
+        ElementTree.parse(HOME / "target/bench/session-plain-tree.svg")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,171 @@
+"""The questions about what flows: bulk, one command and its reply, and our own two ways of moving plaintext."""
+
+from contenders import wrapper
+from measure import Running, count_syscalls
+from report import Table
+from rounds import GIB, KIB, MIB, Moment, each, load, plain, row_of, secure, way_of
+
+
+def sink(stage):
+    return [stage.sink]
+
+
+# --- bulk -------------------------------------------------------------------------------------------------------------------
+
+def bulk(stage, fields):
+    """What does a gigabyte cost?
+
+    One session, after MAIL and RCPT: a letter to the server, or a reply of the same size to the client (XSEND, a command of the bench's
+    mail server, which reads and writes blocks of 64 KiB). Clocks are read before and after the transfer, per GiB; `its own` is the
+    contender without UCSPI server and mail server, and so is the memory. System calls of the whole tree are counted in a transfer of their own, by
+    strace, which slows what it counts. In TLS, `bare` is a mail server with TLS, and the tree of `ours` has such a one as HOST PORT."""
+    tables = []
+    for tls in (False, True):
+        for from_server in (False, True):
+            title = ("TLS" if tls else "Plaintext") + (", to the client" if from_server else ", to the server")
+            name = ("tls" if tls else "plain") + ("-out" if from_server else "-in")
+            tables.append(bulk_one_way(stage, (secure if tls else plain)(fields), name, title, tls, from_server))
+    for table in tables[:2]:
+        table.goal("ours", "times", 1.6, "plain bulk, times bare")
+        table.goal("ours", "switches", 10_000, "context switches per GiB")
+    for table in tables[2:]:
+        table.goal("ours", "own", 750, "two TLS legs, own ms per GiB")
+        for one_leg in ("ours keep", "ours plain"):
+            table.goal(one_leg, "own", 550, f"one TLS leg ({one_leg}), own ms per GiB")
+    return tables
+
+
+def bulk_one_way(stage, fields, name, title, tls, from_server):
+    octets = 64 * MIB if stage.quick else GIB
+    columns = [("tree", "CPU of the tree, ms per GiB", 0), ("times", "times bare", 2), ("own", "its own, ms per GiB", 0),
+               ("speed", "MiB/s", 0), ("switches", "switches per GiB", 0), ("syscalls", "system calls per GiB", 0),
+               ("memory", "its memory, MiB", 1)]
+    table = Table(name, f"{title} ({octets // MIB} MiB)", columns, picture=("tree", "own"))
+    flags = ["--from-server"] if from_server else []
+    scale = GIB / octets
+
+    def one(contender):
+        way = way_of(contender, tls)
+        found = Moment(stage, contender, way, sink(stage), "bulk", "--octets", octets, *flags)
+        table.add(contender.name, tree=found.whole / 1e6 * scale, own=found.own / 1e6 * scale if found.own else None,
+                  speed=octets / MIB / found.said["seconds"], switches=found.switches * scale,
+                  memory=found.peak / 1024 if found.peak else None)
+
+    each(stage, table, fields, 2 if stage.quick else 5, one)
+    table.times("times", "tree")
+    traced = octets // 4
+    for contender in fields:
+        if contender.name in table.rows:
+            stage.progress(f"{title}: system calls: {contender.name}")
+            calls = Table(name, title, columns)  # a failure here leaves the cell empty, and the row as it is
+            with row_of(calls, contender.name) as outcome:
+                counted = traced_calls(stage, contender, way_of(contender, tls), traced, flags)
+                table.add(contender.name, syscalls=counted * GIB / traced)
+            if outcome.failed:
+                table.notes.append(f"{contender.name}: system calls not counted: {calls.failures[contender.name]}")
+    return table
+
+
+def traced_calls(stage, contender, way, octets, flags):
+    with Running(stage) as run:
+        port = contender.start(way, run, sink(stage))
+        with load(stage, port, way, "bulk", "--octets", octets, *flags) as client:
+            client.until_ready()
+            counted = count_syscalls(stage, run.pids(), client.go)
+            client.close()
+    return counted
+
+
+# --- round trip -------------------------------------------------------------------------------------------------------------
+
+def round_trip(stage, fields):
+    """How much later does a reply come?
+
+    NOOP and its reply again and again in one session, after RCPT (nginx mail answers what comes before by itself), and for those who snoop
+    also right after EHLO. Added is p50 and p99 above that of `bare` in the same round; in TLS, above a mail server that speaks TLS
+    itself, so that the client's own part is not in it."""
+    count = 2000 if stage.quick else 20000
+    columns = [("p50", "p50, us", 1), ("p99", "p99, us", 1), ("p999", "p99.9, us", 1), ("above50", "added p50, us", 1),
+               ("above99", "added p99, us", 1), ("own", "its own CPU, us", 1), ("switches", "switches of the tree", 1)]
+    kinds = [("relay", "NOOP after RCPT, plaintext", False, [], plain(fields)), ("tls", "NOOP after RCPT, TLS", True, [], secure(fields)),
+             ("snoop", "NOOP after EHLO, plaintext", False, ["--snoop"], plain(fields))]
+    tables = []
+    for name, title, tls, flags, contenders in kinds:
+        table = Table(name, f"{title} ({count} a round)", columns, picture=("p50",))
+
+        def one(contender):
+            found = Moment(stage, contender, way_of(contender, tls), sink(stage), "trip", "--count", count, *flags)
+            trip = found.said["trip"]
+            table.add(contender.name, p50=trip["p50"], p99=trip["p99"], p999=trip["p999"],
+                      own=found.own / 1e3 / count if found.own else None, switches=found.switches / count)
+
+        each(stage, table, contenders, 2 if stage.quick else 7, one)
+        table.above("above50", "p50")
+        table.above("above99", "p99")
+        tables.append(table)
+    relay, tls, _ = tables
+    relay.goal("ours", "above50", 20, "added round trip in the plain relay, us at p50")
+    relay.goal("ours", "above99", 60, "added round trip in the plain relay, us at p99")
+    tls.goal("ours", "above50", 35, "added round trip in the TLS relay, us at p50")
+    return tables
+
+
+# --- splice or copy ---------------------------------------------------------------------------------------------------------
+
+def splice_or_copy(stage, _):
+    """Is our relay cheaper by splice or by copy, and from which size on?
+
+    Our own process alone. One by one: a chunk of that size to the server, which acknowledges it before the next is sent, so that the relay
+    meets each chunk by itself. In a stream: the client writes chunks of that size without waiting, and they pile up on the way.
+    `shipped` is the program without --relay."""
+    fields = [wrapper(stage, "splice", "--relay", "splice"), wrapper(stage, "copy", "--relay", "copy"), wrapper(stage, "shipped")]
+    sizes = [64 << (2 * step) for step in range(8)]  # 64 B to 1 MiB
+    by_one = chunk_table(stage, fields, sizes, "chunks", "Chunks one by one", "us a chunk", chunk_alone)
+    streamed = chunk_table(stage, fields, sizes, "stream", "Chunks in a stream", "ms per GiB", chunk_streamed)
+    return [by_one, streamed]
+
+
+def chunk_table(stage, fields, sizes, name, title, unit, cost):
+    columns = [*((one.name, f"{one.name}, {unit}", 1) for one in fields), ("ratio", "copy / splice", 2)]
+    table = Table(name, title, columns, limit=None, picture=("ratio",))
+    rounds = 2 if stage.quick else 5
+    for number in range(rounds):
+        for size in sizes:
+            stage.progress(f"{title}: round {number + 1} of {rounds}: {written(size)}")
+            with row_of(table, written(size)):
+                table.add(written(size), **{one.name: cost(stage, one, size) for one in fields})
+    for row, cells in table.rows.items():
+        cells["ratio"] = [copy / splice for splice, copy in zip(cells["splice"], cells["copy"])]
+    table.notes.append(crossing([(size, table.figure(written(size), "ratio")) for size in sizes]))
+    return table
+
+
+def chunk_alone(stage, contender, size):
+    count = max(50, min(500 if stage.quick else 3000, 64 * MIB // size))
+    found = Moment(stage, contender, "plain", sink(stage), "chunk", "--block", size, "--count", count)
+    return found.own / 1e3 / count
+
+
+def chunk_streamed(stage, contender, size):
+    octets = min(64 * MIB if stage.quick else 256 * MIB, size * 100_000)
+    found = Moment(stage, contender, "plain", sink(stage), "bulk", "--octets", octets, "--block", size)
+    return found.own / 1e6 * GIB / octets
+
+
+def crossing(ratios):
+    """From which size on splice is cheaper than copy (ratio above one) all the way up."""
+    known = [(size, figure.median) for size, figure in ratios if figure]
+    cheaper = None
+    for size, ratio in reversed(known):
+        if ratio <= 1:
+            break
+        cheaper = size
+    if cheaper is None:
+        return "splice is not the cheaper one at the largest size"
+    if cheaper == known[0][0]:
+        return "splice is cheaper at every size"
+    return f"splice is cheaper from {written(cheaper)} on, and not right below that"
+
+
+def written(size):
+    return f"{size // MIB} MiB" if size >= MIB else f"{size // KIB} KiB" if size >= KIB else f"{size} B"
