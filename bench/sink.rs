@@ -40,6 +40,7 @@ fn main() -> io::Result<()> {
 }
 
 fn listen(cert: &str, key: &str) -> io::Result<()> {
+    aws_lc_rs::init(); // the build leaves this to the program
     let chain = CertificateDer::pem_file_iter(cert).map_err(io::Error::other)?;
     let chain = chain.collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?;
     let key = PrivateKeyDer::from_pem_file(key).map_err(io::Error::other)?;
