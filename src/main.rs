@@ -7,7 +7,7 @@ use starttls_wrapper::cli::{self, Invocation};
 use starttls_wrapper::driver::ucspi;
 use starttls_wrapper::error::{Fatal, exit};
 use starttls_wrapper::logging;
-use starttls_wrapper::sys::inherited;
+use starttls_wrapper::sys::{exit_now, inherited};
 
 /// rustls allocates for each record that it receives; musl's allocator would map and unmap memory each time.
 #[cfg(target_env = "musl")]
@@ -33,7 +33,9 @@ fn run() -> Result<u8, Fatal> {
         }
         Invocation::Serve(config) => {
             logging::init(config.verbosity);
-            ucspi::serve(*config)
+            let code = ucspi::serve(*config)?;
+            // All is closed and said. Exit handlers (aws-lc's) would only wake more of the program.
+            exit_now(code)
         }
     }
 }

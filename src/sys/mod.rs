@@ -8,3 +8,5 @@ pub mod privileges;
 mod raw;
 pub mod signals;
 pub mod splice;
+
+pub use raw::exit_now;
