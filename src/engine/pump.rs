@@ -97,7 +97,8 @@ impl Pump {
                     self.is_grown = true;
                     splice::grow(if sink.is_socket() { &*source } else { &*sink });
                 }
-                None
+                // A second look would cost as much as the first.
+                source.is_drained_by(count).then_some(Run::Wait)
             }
             Ok(Spliced::End) => Some(Run::Ended),
             Ok(Spliced::WouldBlock) => Some(Run::Wait),

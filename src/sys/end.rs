@@ -14,6 +14,9 @@ use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown, sockopt};
 
+/// What a dialogue moves at a time. A pipe that is full of less wakes the pump when it is read.
+const LITTLE: usize = 4096;
+
 /// A watched descriptor.
 #[derive(Debug)]
 pub struct End {
@@ -176,6 +179,13 @@ impl End {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Whether all that can be taken now has been, if the last `moved` octets were less than a page: neither the end nor an urgent
+    /// mark was announced, behind which there would be more to find.
+    #[must_use]
+    pub fn is_drained_by(&self, moved: usize) -> bool {
+        moved < LITTLE && !self.hung_up && !self.urgent
     }
 
     /// Says that no more will be written: a socket's writing side is shut down; a pipe is closed, by `/dev/null` taking its
