@@ -31,11 +31,13 @@ BARE = Contender("bare", {"plain": lambda run, prog: run.tcpserver(prog), "impli
 
 # --- ours -------------------------------------------------------------------------------------------------------------------
 
-def wrapper(stage, name, *options, backend=True, ways=("plain", "starttls"), note=""):
-    """The program of this tree. `backend` is whether HOST PORT must speak TLS; else it is the same server in plaintext."""
+def wrapper(stage, name, *options, backend="tls", ways=("plain", "starttls"), note=""):
+    """The program of this tree. HOST PORT is a server that speaks TLS, or the same server in plaintext, or there is none."""
     def command(run, prog):
-        port = run.tls_server() if backend else run.tcpserver(prog)
-        return [stage.wrapper, *options, "--cert", stage.cert, "--key", stage.key, "127.0.0.1", port, *prog]
+        words = [stage.wrapper, *options, "--cert", stage.cert, "--key", stage.key]
+        if backend:
+            words += ["127.0.0.1", run.tls_server() if backend == "tls" else run.tcpserver(prog)]
+        return [*words, *prog]
     start = lambda run, prog: run.tcpserver(command(run, prog))
     return Contender(name, dict.fromkeys(ways, start), dict.fromkeys(ways, command), note)
 
@@ -44,8 +46,8 @@ def ours(stage):
     found = [wrapper(stage, "ours", note="plaintext by splice; in TLS two legs, the backend is a server that speaks TLS (rustls)"),
              wrapper(stage, "ours copy", "--relay", "copy", ways=("plain",), note="the same with --relay copy")]
     if "--way" in stage.wrapper_help:
-        found += [wrapper(stage, "ours keep", "--way", "keep", backend=False, ways=("starttls",), note="--way keep: one TLS leg, to PROG"),
-                  wrapper(stage, "ours plain", "--way", "plain", backend=False, ways=("starttls",),
+        found += [wrapper(stage, "ours keep", "--way", "keep", backend=None, ways=("starttls",), note="--way keep: one TLS leg, to PROG"),
+                  wrapper(stage, "ours plain", "--way", "plain", backend="plain", ways=("starttls",),
                           note="--way plain: one TLS leg, HOST PORT is the same server in plaintext")]
     return found
 

@@ -6,6 +6,9 @@ from report import Table
 from rounds import GIB, KIB, MIB, Moment, each, load, plain, row_of, secure, way_of
 
 
+SLOW = 6  # seconds for a transfer; who needs longer is given an eighth of it
+
+
 def sink(stage):
     return [stage.sink]
 
@@ -42,20 +45,28 @@ def bulk_one_way(stage, fields, name, title, tls, from_server):
                ("memory", "its memory, MiB", 1)]
     table = Table(name, f"{title} ({octets // MIB} MiB)", columns, picture=("tree", "own"))
     flags = ["--from-server"] if from_server else []
-    scale = GIB / octets
+    sizes = {}
 
     def one(contender):
         way = way_of(contender, tls)
-        found = Moment(stage, contender, way, sink(stage), "bulk", "--octets", octets, *flags)
+        if contender.name not in sizes:
+            probe = Moment(stage, contender, way, sink(stage), "bulk", "--octets", octets // 32, *flags)
+            slow = octets / MIB > SLOW * (octets // 32 / MIB / probe.said["seconds"])
+            sizes[contender.name] = octets // 8 if slow else octets
+            if slow:
+                table.notes.append(f"{contender.name}: measured with {octets // 8 // MIB} MiB")
+        octets_of = sizes[contender.name]
+        scale = GIB / octets_of
+        found = Moment(stage, contender, way, sink(stage), "bulk", "--octets", octets_of, *flags)
         table.add(contender.name, tree=found.whole / 1e6 * scale, own=found.own / 1e6 * scale if found.own else None,
-                  speed=octets / MIB / found.said["seconds"], switches=found.switches * scale,
+                  speed=octets_of / MIB / found.said["seconds"], switches=found.switches * scale,
                   memory=found.peak / 1024 if found.peak else None)
 
-    each(stage, table, fields, 2 if stage.quick else 5, one)
+    each(stage, table, fields, 2 if stage.quick else 3 if tls else 5, one)
     table.times("times", "tree")
-    traced = octets // 4
     for contender in fields:
         if contender.name in table.rows:
+            traced = sizes[contender.name] // 8
             stage.progress(f"{title}: system calls: {contender.name}")
             calls = Table(name, title, columns)  # a failure here leaves the cell empty, and the row as it is
             with row_of(calls, contender.name) as outcome:
@@ -84,7 +95,7 @@ def round_trip(stage, fields):
     NOOP and its reply again and again in one session, after RCPT (nginx mail answers what comes before by itself), and for those who snoop
     also right after EHLO. Added is p50 and p99 above that of `bare` in the same round; in TLS, above a mail server that speaks TLS
     itself, so that the client's own part is not in it."""
-    count = 2000 if stage.quick else 20000
+    count = 2000 if stage.quick else 10000
     columns = [("p50", "p50, us", 1), ("p99", "p99, us", 1), ("p999", "p99.9, us", 1), ("above50", "added p50, us", 1),
                ("above99", "added p99, us", 1), ("own", "its own CPU, us", 1), ("switches", "switches of the tree", 1)]
     kinds = [("relay", "NOOP after RCPT, plaintext", False, [], plain(fields)), ("tls", "NOOP after RCPT, TLS", True, [], secure(fields)),
@@ -99,7 +110,7 @@ def round_trip(stage, fields):
             table.add(contender.name, p50=trip["p50"], p99=trip["p99"], p999=trip["p999"],
                       own=found.own / 1e3 / count if found.own else None, switches=found.switches / count)
 
-        each(stage, table, contenders, 2 if stage.quick else 7, one)
+        each(stage, table, contenders, 2 if stage.quick else 5, one)
         table.above("above50", "p50")
         table.above("above99", "p99")
         tables.append(table)
@@ -141,7 +152,7 @@ def chunk_table(stage, fields, sizes, name, title, unit, cost):
 
 
 def chunk_alone(stage, contender, size):
-    count = max(50, min(500 if stage.quick else 3000, 64 * MIB // size))
+    count = max(50, min(500 if stage.quick else 2000, 64 * MIB // size))
     found = Moment(stage, contender, "plain", sink(stage), "chunk", "--block", size, "--count", count)
     return found.own / 1e3 / count
 

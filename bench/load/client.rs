@@ -164,15 +164,21 @@ impl Client {
         }
     }
 
-    /// Reads so many octets, whatever they are, in large blocks; returns the last ones.
+    /// Reads a reply of 250 that is so many octets long, in large blocks; returns the last ones.
     pub(crate) fn drain(&mut self, octets: usize) -> io::Result<Vec<u8>> {
         let mut block = vec![0; BLOCK];
-        let mut left = octets.saturating_sub(self.held.len());
-        let mut last = std::mem::take(&mut self.held);
+        let (mut left, mut last) = (octets, Vec::new());
         while left > 0 {
             let room = left.min(BLOCK);
             match self.wire.read(&mut block[..room])? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                0 => {
+                    let got = octets - left;
+                    return Err(io::Error::other(format!("closed after {got} of {octets} octets of a reply")));
+                }
+                count if left == octets && !block[..count].starts_with(b"250-") => {
+                    let said = String::from_utf8_lossy(&block[..count.min(64)]).trim().to_owned();
+                    return Err(io::Error::other(format!("expected a long reply, got {said:?}")));
+                }
                 count => {
                     left -= count;
                     last.extend_from_slice(&block[count.saturating_sub(64)..count]);

@@ -154,10 +154,9 @@ pub(crate) fn bulk(server: &Server, octets: usize, block: usize, from_server: bo
     let began = Instant::now();
     if from_server {
         client.send(format!("XSEND {}\r\n", octets / 64).as_bytes())?;
-        // The first line tells a refusal from a transfer; it is part of the octets.
         let last = client.drain(octets / 64 * 64 + "250 end\r\n".len())?;
         if !last.ends_with(b"\r\n250 end\r\n") {
-            return Err(io::Error::other("XSEND: not the reply of the sink"));
+            return Err(io::Error::other("a long reply, but not the one of bench-sink"));
         }
     } else {
         let mut left = octets;
