@@ -12,12 +12,10 @@ so for every contender and for the bare server.
 
 import contextlib
 import ctypes
-import json
 import os
 import pathlib
 import signal
 import socket
-import subprocess
 import threading
 import time
 
@@ -126,17 +124,16 @@ def free_port():
 # --- a contender that runs --------------------------------------------------------------------------------------------------
 
 class Usage:
-    """seconds, switches, faults, and peak: the KiB that the largest process had. own: seconds of the contender's daemons alone."""
+    """seconds, switches, faults. own: seconds of the contender's daemons alone."""
 
     def __init__(self):
         self.seconds = self.own = 0.0
-        self.switches = self.faults = self.peak = 0
+        self.switches = self.faults = 0
 
     def add(self, used):
         self.seconds += used.ru_utime + used.ru_stime
         self.switches += used.ru_nvcsw + used.ru_nivcsw
         self.faults += used.ru_minflt + used.ru_majflt
-        self.peak = max(self.peak, used.ru_maxrss)
 
 
 class Running:
@@ -152,21 +149,17 @@ class Running:
         return self
 
     def spawn(self, command, output=None):
-        """Starts a command as our child, forked by a shell: one forked from here would count our own memory as its peak."""
-        read_end, write_end = os.pipe()
-        actions = [(os.POSIX_SPAWN_DUP2, write_end, 3),
-                   (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        """posix_spawn: between clone and exec nothing of ours runs on the child's account."""
+        actions = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
                    (os.POSIX_SPAWN_DUP2, output, 1) if output is not None
                    else (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
                    (os.POSIX_SPAWN_OPEN, 2, self.stage.errors, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)]
-        shell = ["/bin/sh", "-c", '"$@" 3>&- & echo $! >&3', "sh", *map(str, command)]
-        pid = os.posix_spawn(shell[0], shell, self.stage.env, file_actions=actions)
-        os.close(write_end)
-        with os.fdopen(read_end) as told:
-            started = int(told.readline())
-        self.stage.roots.add(started)
-        os.waitpid(pid, 0)  # now the command is an orphan, and ours
-        return started
+        try:
+            pid = os.posix_spawnp(command[0], [str(word) for word in command], self.stage.env, file_actions=actions)
+        except OSError as error:
+            raise Failure(f"{command[0]}: {error.strerror}") from error
+        self.stage.roots.add(pid)
+        return pid
 
     def said_port(self, command):
         """Starts what prints its port first; returns process and port."""
@@ -326,58 +319,6 @@ class Door:
         self.thread.join(PATIENCE)
 
 
-# --- the load generator -----------------------------------------------------------------------------------------------------
-
-class Load:
-    """bench-load. `answer` for the modes that run through; `go` and `close` for those with two pauses."""
-
-    def __init__(self, stage, port, tls, mode, *options):
-        flags = ["--tls", tls] if tls else []
-        command = [stage.load, mode, "--port", port, "--ca", stage.cert, *flags, *options]
-        self.stage = stage
-        self.child = subprocess.Popen([str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                      stderr=subprocess.PIPE, text=True)
-        stage.children.append(self.child)
-        self.timer = threading.Timer(120, self.child.kill)
-        self.timer.start()
-
-    def __enter__(self):
-        return self
-
-    def line(self):
-        line = self.child.stdout.readline().strip()
-        if not line:
-            said = self.child.stderr.read().strip() or "the load generator was stopped after 120 s"
-            raise Failure(said.removeprefix("bench-load: "))
-        return line
-
-    def answer(self):
-        return json.loads(self.line())
-
-    def until_ready(self):
-        if (line := self.line()) != "ready":
-            raise Failure(f"the load generator says {line!r}")
-
-    def go(self):
-        print(file=self.child.stdin, flush=True)
-        return self.answer()
-
-    def close(self):
-        print(file=self.child.stdin, flush=True)
-        if self.child.wait() != 0:
-            raise Failure(self.child.stderr.read().strip())
-
-    def __exit__(self, kind, *_):
-        self.timer.cancel()
-        if kind is not None:
-            self.child.kill()
-        for stream in (self.child.stdin, self.child.stdout, self.child.stderr):
-            with contextlib.suppress(BrokenPipeError):
-                stream.close()  # at the end of its stdin it ends, if it has not
-        self.child.wait()
-        self.stage.children.remove(self.child)
-
-
 class Between:
     """What lay between two samples: nanoseconds and switches, of the whole tree and of the contender's own processes."""
 
@@ -392,21 +333,3 @@ class Between:
                 self.own_pids.append(pid)
                 self.own += spent - spent_before
                 self.own_switches += switched - switched_before
-
-
-def count_syscalls(stage, pids, between):
-    """Runs `between` while strace counts the system calls of these processes. strace slows them, so nothing else is measured then."""
-    with open(f"{stage.folder}/strace", "w+") as report:
-        tracer = subprocess.Popen(["strace", "-f", "-c", "-q", "-o", report.name, *(f"-p{pid}" for pid in pids)],
-                                  stderr=subprocess.PIPE)
-        try:
-            wait_until(lambda: all(status(read(pid, "status"), "TracerPid") == tracer.pid for pid in pids), "strace cannot attach")
-            between()
-        finally:
-            tracer.send_signal(signal.SIGINT)
-            tracer.communicate()
-            lines = report.read().splitlines()
-    for line in lines:
-        if line.endswith(" total"):
-            return int(line.split()[3])
-    raise Failure("strace counted nothing")

@@ -1,4 +1,6 @@
-"""Bars as SVG: one for each contender, from zero, a thin line from the lowest to the highest round, and the limit as a vertical line."""
+"""Bars as SVG: one for each contender, from zero, a thin line from the lowest to the highest round, and the limit as a vertical line.
+
+A bar more than three times as long as the next one would leave nothing to see of the others: it is cut, and shows a gap."""
 
 from xml.sax.saxutils import escape
 
@@ -17,7 +19,10 @@ def bars(title, heading, rows, limit=None, limit_name="bare"):
     if not rows or most <= 0:
         return ""
     room = WIDTH - NAMES - 110
-    at = lambda value: NAMES + room * max(value, 0) / most
+    highest, *others = sorted((median for _, median, *_ in rows), reverse=True)
+    cut = others and highest > 3 * others[0] and others[0] > 0 and others[0] >= (limit or 0)
+    most = 1.5 * others[0] if cut else most
+    at = lambda value: NAMES + room * min(max(value, 0), most) / most
     height = TOP + ROW * len(rows) + FOOT
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
            'font-family="sans-serif" font-size="13">',
@@ -31,6 +36,7 @@ def bars(title, heading, rows, limit=None, limit_name="bare"):
         out += [f'<text x="{NAMES - 8}" y="{middle + 4:.1f}" text-anchor="end" fill="{COLOURS["text"]}">{escape(name)}</text>',
                 f'<rect x="{NAMES}" y="{top + 4}" width="{at(median) - NAMES:.1f}" height="{ROW - 8}" fill="{colour}"/>',
                 f'<line x1="{at(low):.1f}" x2="{at(high):.1f}" y1="{middle:.1f}" y2="{middle:.1f}" stroke="{COLOURS["spread"]}"/>',
+                *([f'<rect x="{at(most) - 24}" y="{top}" width="5" height="{ROW}" fill="#ffffff"/>'] if median > most else []),
                 f'<text x="{at(max(median, high)) + 6:.1f}" y="{middle + 4:.1f}" fill="{COLOURS["text"]}">{nice(median)}</text>']
     if limit is not None:
         bottom = TOP + ROW * len(rows)

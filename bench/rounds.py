@@ -2,7 +2,8 @@
 
 import contextlib
 
-from measure import Between, Failure, Load, Running, read, status
+from beside import Load
+from measure import Between, Failure, Running, read, status
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
@@ -50,8 +51,13 @@ def load(stage, port, way, mode, *options):
     return Load(stage, port, None if way == "plain" else way, mode, *options)
 
 
+def high_water(pids):
+    return sum(status(read(pid, "status"), "VmHWM") for pid in pids)
+
+
 class Moment:
-    """What one session cost between two moments: see Between; `said` by the load generator; `peak` KiB of the own processes."""
+    """What one session cost between two moments: see Between; `said` by the load generator; `peak` KiB of the own processes, `tree`
+    of all of them: the sum of VmHWM, in which what processes share counts for each."""
 
     def __init__(self, stage, contender, way, prog, mode, *options):
         with Running(stage) as run:
@@ -63,5 +69,5 @@ class Moment:
                 between = Between(before, run.sample())
                 self.whole, self.own = between.whole, between.own
                 self.switches, self.own_switches = between.switches, between.own_switches
-                self.peak = sum(status(read(pid, "status"), "VmHWM") for pid in between.own_pids)
+                self.peak, self.tree = high_water(between.own_pids), high_water(run.pids())
                 client.close()

@@ -88,6 +88,14 @@ class Pictures(unittest.TestCase):
         bar, line = shapes["rect"][1], shapes["line"][-1]
         self.assertAlmostEqual(float(bar.get("x")) + float(bar.get("width")), float(line.get("x1")), delta=0.2)
 
+    def test_a_bar_that_would_hide_the_others_is_cut(self):
+        bars = self.shapes([("ours", 2, 2, 2), ("peer", 10, 10, 10), ("slow", 31, 31, 31)])["rect"][1:]
+        ours, peer, slow, gap = (float(bar.get("width")) for bar in bars)
+        self.assertAlmostEqual(slow, 1.5 * peer, delta=0.2)
+        self.assertAlmostEqual(peer, 5 * ours, delta=0.4)
+        self.assertLess(gap, 6)
+        self.assertEqual(len(self.shapes([("peer", 10, 10, 10), ("slow", 30, 30, 30)])["rect"]), 3)
+
     def test_nothing_to_draw_is_no_picture(self):
         self.assertEqual(picture.bars("t", "ms", [], 3), "")
         self.assertEqual(picture.bars("t", "ms", [("ours", 0, 0, 0)]), "")
@@ -140,6 +148,16 @@ class Accounting(unittest.TestCase):
                 time.sleep(0.05)
             self.assertAlmostEqual(run.usage.own, 0.2, delta=0.1)
             self.assertAlmostEqual(run.usage.seconds, run.usage.own, delta=0.01)
+
+    def test_a_daemon_s_worker_is_counted_once(self):
+        with tempfile.TemporaryDirectory() as folder:
+            burn = f"{sys.executable} -c '{BURN}\ntime.sleep(60)' & wait"
+            with measure.Running(self.stage(folder)) as run:
+                run.daemons.append(run.spawn(["/bin/sh", "-c", burn]))
+                run.ready()
+                measure.wait_until(lambda: any(measure.clock(pid) > 0.2e9 for pid in run.pids()), "no burning")
+                time.sleep(0.05)
+            self.assertAlmostEqual(run.usage.seconds, 0.2, delta=0.1)
 
     def test_what_was_used_before_ready_is_not_counted(self):
         with tempfile.TemporaryDirectory() as folder:

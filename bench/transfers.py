@@ -1,7 +1,8 @@
 """The questions about what flows: bulk, one command and its reply, and our own two ways of moving plaintext."""
 
+from beside import count_syscalls
 from contenders import wrapper
-from measure import Running, count_syscalls
+from measure import Running
 from report import Table
 from rounds import GIB, KIB, MIB, Moment, each, load, plain, row_of, secure, way_of
 
