@@ -11,7 +11,7 @@ use super::args::Typed;
 use super::options::{Id, OPTIONS};
 use crate::error::Fatal;
 use crate::session::policy::{Cutoff, Policy, RelayMode, Replay, Timeouts};
-use crate::smtp::command::Verb;
+use crate::smtp::command::{Kind, Verb};
 use crate::tls::server_name;
 
 /// A checked command line.
@@ -193,33 +193,16 @@ fn cutoff_count(item: &str, count: &str) -> Result<u32, Fatal> {
 }
 
 fn cutoff_verb(item: &str) -> Result<Verb, Fatal> {
-    match Verb::named(item.as_bytes()) {
-        Some(Verb::Ehlo | Verb::Starttls) => usage(format!("--cutoff: {item} can't be one, STARTTLS needs it")),
-        Some(Verb::Xclient | Verb::Xforward | Verb::Foreign | Verb::Disguised) => {
+    let Some(verb) = Verb::named(item.as_bytes()) else { return bad_cutoff(item) };
+    match verb.kind() {
+        _ if matches!(verb, Verb::Ehlo | Verb::Starttls) => {
+            usage(format!("--cutoff: {item} can't be one, STARTTLS needs it"))
+        }
+        Kind::Claim | Kind::Foreign | Kind::Disguised => {
             usage(format!("--cutoff: {item} can't be one, it is always refused"))
         }
-        Some(
-            verb @ (Verb::Helo
-            | Verb::Noop
-            | Verb::Rset
-            | Verb::Vrfy
-            | Verb::Expn
-            | Verb::Help
-            | Verb::Quit
-            | Verb::Mail
-            | Verb::Rcpt
-            | Verb::Data
-            | Verb::Bdat
-            | Verb::Auth
-            | Verb::Etrn
-            | Verb::Turn
-            | Verb::Atrn
-            | Verb::Send
-            | Verb::Soml
-            | Verb::Saml
-            | Verb::Burl),
-        ) => Ok(verb),
-        Some(Verb::Unknown) | None => bad_cutoff(item),
+        Kind::Hello | Kind::Harmless | Kind::Cutoff => Ok(verb),
+        Kind::Starttls | Kind::Unknown => bad_cutoff(item),
     }
 }
 

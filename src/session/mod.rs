@@ -22,11 +22,13 @@
 mod commands;
 mod dialogue;
 mod end;
+mod handover;
 pub mod limits;
 mod phase;
 pub mod policy;
 mod replay;
 mod snoop;
+mod timeout;
 mod timers;
 pub mod transcript;
 
@@ -39,10 +41,8 @@ pub use policy::Policy;
 
 use crate::buffer::Buffer;
 use crate::smtp::ehlo::Edit;
-use crate::smtp::reply::Ours;
 
 use dialogue::Dialogue;
-use replay::Progress;
 use snoop::Snooper;
 use timers::{RelayEnd, Timers};
 use transcript::Transcript;
@@ -246,105 +246,6 @@ impl Session {
         self.finish(reason, now);
     }
 
-    /// The backend's plaintext. Only in `Greeting`, `Replay` and `Gate`; elsewhere before the 220 it is a failure.
-    pub fn handle_backend(&mut self, octets: &[u8], now: Instant) {
-        match self.phase {
-            Phase::Greeting | Phase::Replay => match &mut self.replay {
-                Some(run) => match run.hear(octets, &mut self.to_backend) {
-                    Ok(Progress::Waiting) => {}
-                    Ok(Progress::Greeted) => self.step(Cause::Greeted, now),
-                    Ok(Progress::Done) => self.step(Cause::Replayed, now),
-                    Err(why) => self.handle_handover_failed(why, now),
-                },
-                None => self.finish(EndReason::Bug("no replay".to_owned()), now),
-            },
-            Phase::SecureBackend | Phase::Commit => {
-                self.handle_handover_failed("the backend spoke unasked".to_owned(), now);
-            }
-            Phase::Gate => self.hear(octets, None, now),
-            Phase::Snoop
-            | Phase::Dial
-            | Phase::Announce
-            | Phase::SecureClient
-            | Phase::RelayPlain
-            | Phase::RelayTls
-            | Phase::Close => {}
-        }
-    }
-
-    /// The backend closed. `clean`: with close_notify.
-    pub fn handle_backend_eof(&mut self, clean: bool, now: Instant) {
-        if self.phase.is_handover() {
-            self.handle_handover_failed("the backend closed".to_owned(), now);
-        } else if self.phase == Phase::Gate {
-            let said_bye = self.dialogue.last_code().is_some_and(|c| c.is(b"221") || c.is(b"421"));
-            let reason = match (clean, said_bye) {
-                (true, true) => EndReason::Over,
-                (true, false) => EndReason::Backend(BackendEnd::Gone),
-                (false, _) => EndReason::Backend(BackendEnd::Truncated),
-            };
-            self.finish(reason, now);
-        } else if matches!(self.phase, Phase::Announce | Phase::SecureClient) {
-            self.finish(EndReason::Backend(BackendEnd::Gone), now);
-        }
-    }
-
-    /// The backend's TCP connection stands.
-    pub fn handle_dialled(&mut self, now: Instant) {
-        self.step(Cause::Dialled, now);
-    }
-
-    /// The backend's TLS stands and is trusted.
-    pub fn handle_backend_secured(&mut self, now: Instant) {
-        self.replay = Some(replay::Run::new(self.transcript.steps()));
-        self.step(Cause::BackendSecured, now);
-        if self.policy.replay == policy::Replay::All && self.transcript.is_full() {
-            self.handle_handover_failed("the record is too long to be replayed".to_owned(), now);
-        }
-    }
-
-    /// A step of the hand-over failed: `why` in words, remote octets escaped. The client gets a 454 and goes on with the
-    /// child.
-    pub fn handle_handover_failed(&mut self, why: String, now: Instant) {
-        let failure = HandoverFailure { step: self.phase, why };
-        self.step(Cause::HandoverFailed, now);
-        if self.phase == Phase::Snoop {
-            self.timers.touch(now);
-            self.failed_handovers += 1;
-            self.notes.push(Note::HandoverFailed(failure));
-            self.replay = None;
-            self.to_backend.clear();
-            self.dialogue.answer(Ours::TLS_NOT_AVAILABLE);
-            self.take_commands(now);
-        }
-    }
-
-    /// In `Commit`: everything is written, and a fresh look at the client found nothing.
-    pub fn handle_quiet(&mut self, now: Instant) {
-        if !self.dialogue.may_speak() {
-            return self.handle_handover_failed("the child is inside a reply that nobody asked for".to_owned(), now);
-        }
-        self.step(Cause::Quiet, now);
-        if self.phase == Phase::Announce {
-            self.to_client.push(Ours::READY.octets());
-        }
-    }
-
-    /// In `Announce`: the 220 is on the wire. The plaintext dialogue ends here, and nothing of it is kept.
-    pub fn handle_announced(&mut self, now: Instant) {
-        self.step(Cause::Announced, now);
-        self.dialogue = Dialogue::only_when_asked();
-        self.snooper = Snooper::default();
-        self.replay = None;
-        self.to_child.clear();
-    }
-
-    /// The client's TLS stands.
-    pub fn handle_client_secured(&mut self, now: Instant) {
-        self.timers.restart(now);
-        self.step(Cause::ClientSecured, now);
-    }
-
     /// Something queued was written: commands that waited for room are taken.
     pub fn handle_written(&mut self, now: Instant) {
         if matches!(self.phase, Phase::Snoop | Phase::Gate) {
@@ -382,51 +283,6 @@ impl Session {
     pub fn handle_unsent(&mut self) {
         if self.end == Some(EndReason::Over) {
             self.end = Some(EndReason::Timeout(Phase::Close));
-        }
-    }
-
-    /// When [`Session::handle_timeout`] is due; `None` in `Close`.
-    #[must_use]
-    pub fn deadline(&self) -> Option<Instant> {
-        let unknown_held = self.dialogue.awaits_unknown() && !self.dialogue.lines.is_empty();
-        let time_cutoff = self.policy.cutoff.after.filter(|_| !self.snooper.is_time_up());
-        self.timers.deadline(self.phase, &self.policy.timeouts, unknown_held, time_cutoff)
-    }
-
-    /// The time is `now`: acts if the deadline has passed.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        if self.deadline().is_none_or(|deadline| now < deadline) {
-            return;
-        }
-        if self.phase == Phase::Snoop {
-            if self.policy.cutoff.after.is_some_and(|after| self.timers.is_cutoff(after, now))
-                && !self.snooper.is_time_up()
-            {
-                self.snooper.time_is_up();
-                if self.policy.require_tls {
-                    return self.finish(EndReason::Policy(PolicyEnd::TlsRequired), now);
-                }
-                return self.take_commands(now);
-            }
-            let unknown_held = self.dialogue.awaits_unknown() && !self.dialogue.lines.is_empty();
-            if unknown_held && self.timers.is_unknown_over(now) {
-                return self.cut_off(now);
-            }
-        }
-        match self.phase {
-            phase if phase.is_handover() && phase != Phase::Commit => {
-                self.handle_handover_failed("time-out".to_owned(), now);
-            }
-            phase @ (Phase::RelayPlain | Phase::RelayTls) => {
-                let reason = match self.timers.relay_end() {
-                    RelayEnd::Open => EndReason::Timeout(phase),
-                    // The client was given its time: nothing is missing.
-                    RelayEnd::Server => EndReason::Over,
-                    RelayEnd::Client => EndReason::Client(ClientEnd::BrokeOff),
-                };
-                self.finish(reason, now);
-            }
-            phase => self.finish(EndReason::Timeout(phase), now),
         }
     }
 

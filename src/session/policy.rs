@@ -34,24 +34,7 @@ pub struct Cutoff {
 
 impl Default for Cutoff {
     fn default() -> Self {
-        Self {
-            verbs: vec![
-                Verb::Mail,
-                Verb::Rcpt,
-                Verb::Data,
-                Verb::Bdat,
-                Verb::Auth,
-                Verb::Etrn,
-                Verb::Turn,
-                Verb::Atrn,
-                Verb::Send,
-                Verb::Soml,
-                Verb::Saml,
-                Verb::Burl,
-            ],
-            commands: None,
-            after: None,
-        }
+        Self { verbs: Verb::default_cutoffs().collect(), commands: None, after: None }
     }
 }
 

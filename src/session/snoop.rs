@@ -1,6 +1,6 @@
 //! The snooper's judgement: what is to be done with the line in front. It decides; the session acts.
 
-use crate::smtp::command::{self, Verb};
+use crate::smtp::command::{self, Kind, Verb};
 use crate::smtp::line::{Fault, Lines, Peek};
 use crate::smtp::reply::Ours;
 
@@ -86,11 +86,11 @@ impl Snooper {
     }
 
     fn command(&mut self, verb: Verb, bare: bool, policy: &Policy) -> Verdict {
-        match verb {
-            Verb::Foreign => Verdict::End(EndReason::Client(ClientEnd::NotSmtp)),
-            Verb::Starttls if self.time_is_up => Verdict::Cutoff,
-            Verb::Starttls if bare => Verdict::Starttls,
-            Verb::Starttls => {
+        match verb.kind() {
+            Kind::Foreign => Verdict::End(EndReason::Client(ClientEnd::NotSmtp)),
+            Kind::Starttls if self.time_is_up => Verdict::Cutoff,
+            Kind::Starttls if bare => Verdict::Starttls,
+            Kind::Starttls => {
                 self.count();
                 Verdict::Answer(Ours::NO_PARAMETER)
             }
@@ -101,41 +101,31 @@ impl Snooper {
                     Verdict::Cutoff
                 }
             }
-            Verb::Ehlo | Verb::Noop | Verb::Quit => Verdict::Forward(verb),
-            _ if policy.require_tls => self.refuse(policy),
+            // RFC 3207 4: nothing else is served without TLS.
+            _ if policy.require_tls && !matches!(verb, Verb::Ehlo | Verb::Noop | Verb::Quit) => self.refuse(policy),
             // The child must not start a TLS of its own.
-            Verb::Disguised => self.bad_line(Fault::BadOctet),
-            Verb::Helo | Verb::Rset | Verb::Vrfy | Verb::Expn | Verb::Help => Verdict::Forward(verb),
-            Verb::Xclient | Verb::Xforward => {
+            Kind::Disguised => self.bad_line(Fault::BadOctet),
+            Kind::Hello | Kind::Harmless => Verdict::Forward(verb),
+            Kind::Claim => {
                 self.count();
                 Verdict::Answer(Ours::NOT_FOR_CLIENTS)
             }
-            Verb::Unknown
-            | Verb::Mail
-            | Verb::Rcpt
-            | Verb::Data
-            | Verb::Bdat
-            | Verb::Auth
-            | Verb::Etrn
-            | Verb::Turn
-            | Verb::Atrn
-            | Verb::Send
-            | Verb::Soml
-            | Verb::Saml
-            | Verb::Burl => Verdict::Alone,
+            Kind::Unknown | Kind::Cutoff => Verdict::Alone,
         }
     }
 
     /// Whether the verb ends the snooping: by name, or because so many commands or seconds have passed.
     fn is_cutoff(&self, verb: Verb, policy: &Policy) -> bool {
         let by_count = policy.cutoff.commands.is_some_and(|limit| self.commands >= limit);
-        match verb {
-            Verb::Xclient | Verb::Xforward | Verb::Foreign | Verb::Disguised => false,
+        match verb.kind() {
+            Kind::Claim | Kind::Foreign | Kind::Disguised => false,
             // The command after the last of N may still be STARTTLS; after N seconds it comes too late.
-            Verb::Starttls => self.time_is_up,
+            Kind::Starttls => self.time_is_up,
             // Ending is always allowed, whatever is required.
-            Verb::Quit if policy.require_tls => false,
-            _ => policy.cutoff.verbs.contains(&verb) || by_count || self.time_is_up,
+            Kind::Harmless if policy.require_tls && verb == Verb::Quit => false,
+            Kind::Hello | Kind::Harmless | Kind::Cutoff | Kind::Unknown => {
+                policy.cutoff.verbs.contains(&verb) || by_count || self.time_is_up
+            }
         }
     }
 
@@ -168,33 +158,17 @@ impl Snooper {
         match lines.peek() {
             Peek::Incomplete | Peek::Head(_) => Verdict::Wait,
             Peek::Faulty(fault) => self.bad_line(fault),
-            Peek::Line(line) => match Verb::of(line) {
-                Verb::Ehlo | Verb::Helo => Verdict::Cutoff,
-                verb @ (Verb::Noop | Verb::Rset | Verb::Quit | Verb::Help | Verb::Vrfy | Verb::Expn) => {
-                    Verdict::Forward(verb)
+            Peek::Line(line) => {
+                let verb = Verb::of(line);
+                match verb.kind() {
+                    Kind::Hello => Verdict::Cutoff,
+                    Kind::Harmless => Verdict::Forward(verb),
+                    Kind::Starttls | Kind::Cutoff | Kind::Claim | Kind::Foreign | Kind::Disguised | Kind::Unknown => {
+                        self.count();
+                        Verdict::Answer(Ours::HELLO_FIRST)
+                    }
                 }
-                Verb::Starttls
-                | Verb::Mail
-                | Verb::Rcpt
-                | Verb::Data
-                | Verb::Bdat
-                | Verb::Auth
-                | Verb::Etrn
-                | Verb::Turn
-                | Verb::Atrn
-                | Verb::Send
-                | Verb::Soml
-                | Verb::Saml
-                | Verb::Burl
-                | Verb::Xclient
-                | Verb::Xforward
-                | Verb::Foreign
-                | Verb::Disguised
-                | Verb::Unknown => {
-                    self.count();
-                    Verdict::Answer(Ours::HELLO_FIRST)
-                }
-            },
+            }
         }
     }
 }

@@ -63,6 +63,27 @@ pub enum Verb {
     Unknown,
 }
 
+/// What verbs have in common, for all who decide by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// EHLO, HELO: the client says who it is.
+    Hello,
+    /// Changes nothing that a later TLS would have to know.
+    Harmless,
+    /// STARTTLS.
+    Starttls,
+    /// Can carry mail, credentials or the role of the speaker, and so ends the snooping.
+    Cutoff,
+    /// Claims to be another client: ours to say alone.
+    Claim,
+    /// No SMTP at all.
+    Foreign,
+    /// STARTTLS as only a lenient tokeniser would read it.
+    Disguised,
+    /// Anything else.
+    Unknown,
+}
+
 const NAMES: [(&str, Verb); 27] = [
     ("EHLO", Verb::Ehlo),
     ("HELO", Verb::Helo),
@@ -113,11 +134,13 @@ impl Verb {
         }
     }
 
-    /// Whether this verb can carry mail, credentials or the role of the speaker, and so ends the snooping by default
-    /// (protocol.md, Snoop 6).
+    /// What this verb is to whoever stands between client and server. Elsewhere no verbs are listed, but kinds asked for.
     #[must_use]
-    pub fn is_default_cutoff(self) -> bool {
+    pub fn kind(self) -> Kind {
         match self {
+            Self::Ehlo | Self::Helo => Kind::Hello,
+            Self::Noop | Self::Rset | Self::Vrfy | Self::Expn | Self::Help | Self::Quit => Kind::Harmless,
+            Self::Starttls => Kind::Starttls,
             Self::Mail
             | Self::Rcpt
             | Self::Data
@@ -129,22 +152,17 @@ impl Verb {
             | Self::Send
             | Self::Soml
             | Self::Saml
-            | Self::Burl => true,
-            Self::Ehlo
-            | Self::Helo
-            | Self::Starttls
-            | Self::Noop
-            | Self::Rset
-            | Self::Vrfy
-            | Self::Expn
-            | Self::Help
-            | Self::Quit
-            | Self::Xclient
-            | Self::Xforward
-            | Self::Foreign
-            | Self::Disguised
-            | Self::Unknown => false,
+            | Self::Burl => Kind::Cutoff,
+            Self::Xclient | Self::Xforward => Kind::Claim,
+            Self::Foreign => Kind::Foreign,
+            Self::Disguised => Kind::Disguised,
+            Self::Unknown => Kind::Unknown,
         }
+    }
+
+    /// The verbs that end the snooping by default (protocol.md, Snoop 6).
+    pub fn default_cutoffs() -> impl Iterator<Item = Self> {
+        NAMES.iter().map(|&(_, verb)| verb).filter(|verb| verb.kind() == Kind::Cutoff)
     }
 
     /// Names the command in `line`, a client's line without its line end (or the part of one that has arrived, up to a
@@ -159,7 +177,7 @@ impl Verb {
             return verb;
         }
         match loosely(line) {
-            Some(verb) if verb.is_default_cutoff() || matches!(verb, Self::Xclient | Self::Xforward) => verb,
+            Some(verb) if matches!(verb.kind(), Kind::Cutoff | Kind::Claim) => verb,
             Some(Self::Starttls) => Self::Disguised,
             _ => Self::Unknown,
         }

@@ -1,0 +1,113 @@
+//! The way into TLS: what the backend says and what the owner reports, from the dial to the open gate.
+
+use std::time::Instant;
+
+use crate::smtp::reply::Ours;
+
+use super::dialogue::Dialogue;
+use super::end::{BackendEnd, EndReason, HandoverFailure};
+use super::phase::{Cause, Phase};
+use super::replay::{self, Progress};
+use super::snoop::Snooper;
+use super::{Note, Session, policy};
+
+impl Session {
+    /// The backend's plaintext. Only in `Greeting`, `Replay` and `Gate`; elsewhere before the 220 it is a failure.
+    pub fn handle_backend(&mut self, octets: &[u8], now: Instant) {
+        match self.phase {
+            Phase::Greeting | Phase::Replay => match &mut self.replay {
+                Some(run) => match run.hear(octets, &mut self.to_backend) {
+                    Ok(Progress::Waiting) => {}
+                    Ok(Progress::Greeted) => self.step(Cause::Greeted, now),
+                    Ok(Progress::Done) => self.step(Cause::Replayed, now),
+                    Err(why) => self.handle_handover_failed(why, now),
+                },
+                None => self.finish(EndReason::Bug("no replay".to_owned()), now),
+            },
+            Phase::SecureBackend | Phase::Commit => {
+                self.handle_handover_failed("the backend spoke unasked".to_owned(), now);
+            }
+            Phase::Gate => self.hear(octets, None, now),
+            Phase::Snoop
+            | Phase::Dial
+            | Phase::Announce
+            | Phase::SecureClient
+            | Phase::RelayPlain
+            | Phase::RelayTls
+            | Phase::Close => {}
+        }
+    }
+
+    /// The backend closed. `clean`: with close_notify.
+    pub fn handle_backend_eof(&mut self, clean: bool, now: Instant) {
+        if self.phase.is_handover() {
+            self.handle_handover_failed("the backend closed".to_owned(), now);
+        } else if self.phase == Phase::Gate {
+            let said_bye = self.dialogue.last_code().is_some_and(|c| c.is(b"221") || c.is(b"421"));
+            let reason = match (clean, said_bye) {
+                (true, true) => EndReason::Over,
+                (true, false) => EndReason::Backend(BackendEnd::Gone),
+                (false, _) => EndReason::Backend(BackendEnd::Truncated),
+            };
+            self.finish(reason, now);
+        } else if matches!(self.phase, Phase::Announce | Phase::SecureClient) {
+            self.finish(EndReason::Backend(BackendEnd::Gone), now);
+        }
+    }
+
+    /// The backend's TCP connection stands.
+    pub fn handle_dialled(&mut self, now: Instant) {
+        self.step(Cause::Dialled, now);
+    }
+
+    /// The backend's TLS stands and is trusted.
+    pub fn handle_backend_secured(&mut self, now: Instant) {
+        self.replay = Some(replay::Run::new(self.transcript.steps()));
+        self.step(Cause::BackendSecured, now);
+        if self.policy.replay == policy::Replay::All && self.transcript.is_full() {
+            self.handle_handover_failed("the record is too long to be replayed".to_owned(), now);
+        }
+    }
+
+    /// A step of the hand-over failed: `why` in words, remote octets escaped. The client gets a 454 and goes on with the
+    /// child.
+    pub fn handle_handover_failed(&mut self, why: String, now: Instant) {
+        let failure = HandoverFailure { step: self.phase, why };
+        self.step(Cause::HandoverFailed, now);
+        if self.phase == Phase::Snoop {
+            self.timers.touch(now);
+            self.failed_handovers += 1;
+            self.notes.push(Note::HandoverFailed(failure));
+            self.replay = None;
+            self.to_backend.clear();
+            self.dialogue.answer(Ours::TLS_NOT_AVAILABLE);
+            self.take_commands(now);
+        }
+    }
+
+    /// In `Commit`: everything is written, and a fresh look at the client found nothing.
+    pub fn handle_quiet(&mut self, now: Instant) {
+        if !self.dialogue.may_speak() {
+            return self.handle_handover_failed("the child is inside a reply that nobody asked for".to_owned(), now);
+        }
+        self.step(Cause::Quiet, now);
+        if self.phase == Phase::Announce {
+            self.to_client.push(Ours::READY.octets());
+        }
+    }
+
+    /// In `Announce`: the 220 is on the wire. The plaintext dialogue ends here, and nothing of it is kept.
+    pub fn handle_announced(&mut self, now: Instant) {
+        self.step(Cause::Announced, now);
+        self.dialogue = Dialogue::only_when_asked();
+        self.snooper = Snooper::default();
+        self.replay = None;
+        self.to_child.clear();
+    }
+
+    /// The client's TLS stands.
+    pub fn handle_client_secured(&mut self, now: Instant) {
+        self.timers.restart(now);
+        self.step(Cause::ClientSecured, now);
+    }
+}
