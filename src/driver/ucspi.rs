@@ -124,9 +124,12 @@ fn identity(source: &IdentitySource) -> Option<Identity> {
 }
 
 fn from_files(cert: &Path, key: &Path) -> Result<Identity, String> {
-    let read = |path: &Path| std::fs::read(path).map_err(|error| format!("can't read {}: {error}", path.display()));
-    let chain = read(cert)?;
-    let key_pem = Zeroizing::new(read(key)?);
+    // The certificate's file may hold the key too.
+    let read = |path: &Path| match std::fs::read(path) {
+        Ok(text) => Ok(Zeroizing::new(text)),
+        Err(error) => Err(format!("can't read {}: {error}", path.display())),
+    };
+    let (chain, key_pem) = (read(cert)?, read(key)?);
     Identity::from_pem(&chain, &key_pem, UnixTime::now())
         .map_err(|error| format!("certificate {}, key {}: {error}", cert.display(), key.display()))
 }

@@ -57,6 +57,8 @@ impl Conn {
         if self.setups.is_none() {
             let identity = self.secrets.identity.as_ref().ok_or("there is no certificate")?;
             self.setups = Some(self.secrets.set_up(identity).map_err(|error| error.to_string())?);
+            // The key is loaded: the octets of its file are wiped.
+            self.secrets.identity = None;
         }
         if let Some(dial) = self.dial.take() {
             return Ok(dial);
@@ -173,11 +175,7 @@ impl Conn {
             }
             Err(Trouble::Tls(error, count)) => {
                 self.tally.received += count as u64;
-                let reason = match error {
-                    TlsError::Panicked(_) | TlsError::Unexpected(_) => EndReason::Engine(said(&error)),
-                    _ => EndReason::Handshake(said(&error)),
-                };
-                self.session.handle_end(reason, now);
+                tls_trouble(&mut self.session, Whose::Client, error, now);
                 return true;
             }
         }
@@ -251,13 +249,19 @@ pub(super) enum Whose {
     Backend,
 }
 
-/// TLS failed after the handshake.
+/// TLS with the client, or after the 220 with the backend, failed.
 pub(super) fn tls_trouble(session: &mut Session, whose: Whose, error: TlsError, now: Instant) {
     let why = said(&error);
     let reason = match (error, whose) {
-        (TlsError::Panicked(_) | TlsError::Unexpected(_) | TlsError::NotReady | TlsError::AfterClose, _) => {
-            EndReason::Engine(format!("{whose:?}: {why}"))
-        }
+        (
+            TlsError::Panicked(_)
+            | TlsError::Unexpected(_)
+            | TlsError::Engine(_)
+            | TlsError::NotReady
+            | TlsError::AfterClose,
+            _,
+        ) => EndReason::Engine(format!("{whose:?}: {why}")),
+        (_, Whose::Client) if session.phase() == Phase::SecureClient => EndReason::Handshake(why),
         (_, Whose::Client) => EndReason::Tls(why),
         (_, Whose::Backend) => EndReason::Backend(BackendEnd::Tls(why)),
     };
@@ -268,5 +272,41 @@ fn describe(trouble: &Trouble) -> String {
     match trouble {
         Trouble::Broken(error) => error.to_string(),
         Trouble::Tls(error, _) => said(error),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::error::exit;
+    use crate::session::Policy;
+
+    /// What a session comes to in which TLS fails so, as far as no handshake is under way.
+    fn end(whose: Whose, error: TlsError) -> (u8, bool) {
+        let now = Instant::now();
+        let mut session = Session::new(Arc::new(Policy::default()), now);
+        tls_trouble(&mut session, whose, error, now);
+        let reason = session.end().unwrap();
+        assert!(session.to_client.is_empty(), "nothing is said: {reason}");
+        (reason.exit_code(), reason.is_warning())
+    }
+
+    #[test]
+    fn a_failing_engine_is_97_and_told_whomever_it_served() {
+        for whose in [Whose::Client, Whose::Backend] {
+            let of_engine = [
+                TlsError::Panicked("index out of bounds".to_owned()),
+                TlsError::Unexpected("a state"),
+                TlsError::NotReady,
+                TlsError::AfterClose,
+            ];
+            for error in of_engine {
+                assert_eq!(end(whose, error), (exit::TLS_ENGINE, true));
+            }
+        }
+        assert_eq!(end(Whose::Client, TlsError::BadRecord), (exit::CLIENT, false));
     }
 }

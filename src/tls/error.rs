@@ -35,6 +35,8 @@ pub enum TlsError {
     Panicked(String),
     /// rustls was in a state that its documentation excludes here. A bug.
     Unexpected(&'static str),
+    /// rustls could not do its own part: no random octets, no time, no signature.
+    Engine(rustls::Error),
     /// The caller sends before the handshake allows it. The leg itself goes on.
     NotReady,
     /// The caller sends after its own `send_close`. The leg itself goes on.
@@ -67,6 +69,9 @@ impl TlsError {
                 | PeerIncompatible::Tls12NotOfferedOrEnabled),
             ) => Self::Version(reason),
             E::PeerIncompatible(reason) => Self::Incompatible(reason),
+            E::FailedToGetRandomBytes | E::FailedToGetCurrentTime | E::EncryptError | E::General(_) => {
+                Self::Engine(error)
+            }
             other => Self::Protocol(other),
         }
     }
@@ -96,6 +101,7 @@ impl fmt::Display for TlsError {
             Self::Unexpected(state) => {
                 write!(f, "bug: unexpected state of the TLS engine: {state}")
             }
+            Self::Engine(error) => write!(f, "the TLS engine failed: {error}"),
             Self::NotReady => f.write_str("the handshake is not far enough to send data"),
             Self::AfterClose => f.write_str("data sent after our close_notify"),
             Self::Setup(error) => write!(f, "TLS configuration: {error}"),
@@ -105,3 +111,23 @@ impl fmt::Display for TlsError {
 }
 
 impl std::error::Error for TlsError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_engine_could_not_do_is_not_the_peers_fault() {
+        let ours = [
+            rustls::Error::FailedToGetRandomBytes,
+            rustls::Error::FailedToGetCurrentTime,
+            rustls::Error::EncryptError,
+            rustls::Error::General("signing failed".to_owned()),
+        ];
+        for error in ours {
+            assert!(matches!(TlsError::from_rustls(error, true), TlsError::Engine(_)));
+        }
+        assert!(matches!(TlsError::from_rustls(rustls::Error::DecryptError, true), TlsError::BadRecord));
+        assert!(matches!(TlsError::from_rustls(rustls::Error::BadMaxFragmentSize, true), TlsError::Protocol(_)));
+    }
+}

@@ -7,15 +7,18 @@
 
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
-use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
+use rustls::pki_types::{
+    CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer, UnixTime,
+};
 use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 use rustls::{InconsistentKeys, RootCertStore};
 use std::fmt;
+use std::mem;
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
+use super::pem;
 use super::provider::start_cryptography;
 
 /// Our certificate chain, leaf first, and its key.
@@ -27,22 +30,17 @@ pub struct Identity {
 impl Identity {
     /// Reads a certificate chain (leaf first) and a private key from PEM text; both may be the same text, other sections are skipped.
     ///
-    /// `now` is what the leaf's dates are held against. The DER of the key is wiped when the identity is dropped; wiping `key_pem`
+    /// `now` is what the leaf's dates are held against. The DER of the key is wiped when the identity is dropped; wiping both texts
     /// is the caller's part. Errors: each variant of [`IdentityError`] but `Name`.
     pub fn from_pem(cert_pem: &[u8], key_pem: &[u8], now: UnixTime) -> Result<Self, IdentityError> {
-        let chain = CertificateDer::pem_slice_iter(cert_pem)
+        let chain = pem::sections(cert_pem)
+            .filter(|section| section.as_ref().map_or(true, |section| section.label == b"CERTIFICATE"))
+            .map(|section| Ok(CertificateDer::from(mem::take(&mut *section?.decode()?))))
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| IdentityError::CertificatePem(pem_fault(&error)))?;
+            .map_err(IdentityError::CertificatePem)?;
         let leaf = chain.first().ok_or(IdentityError::NoCertificate)?;
         check_dates(leaf, now).map_err(IdentityError::from_leaf)?;
-        let key = match PrivateKeyDer::from_pem_slice(key_pem) {
-            Ok(key) => Zeroizing::new(key),
-            Err(pem::Error::NoItemsFound) if contains(key_pem, b"-----BEGIN ENCRYPTED PRIVATE KEY-----") => {
-                return Err(IdentityError::KeyEncrypted);
-            }
-            Err(pem::Error::NoItemsFound) => return Err(IdentityError::NoKey),
-            Err(error) => return Err(IdentityError::KeyPem(pem_fault(&error))),
-        };
+        let key = private_key(key_pem)?;
         let parsed = ParsedCertificate::try_from(leaf).map_err(IdentityError::Certificate)?;
         let spki = parsed.subject_public_key_info();
         let same_key = public_key_octets(&spki).is_some_and(|public| contains(key.secret_der(), public));
@@ -180,6 +178,26 @@ pub(super) fn check_dates(certificate: &CertificateDer<'_>, now: UnixTime) -> Re
     }
 }
 
+/// The first private key of a PEM text, in memory that is wiped; none of it is anywhere else.
+fn private_key(text: &[u8]) -> Result<Zeroizing<PrivateKeyDer<'static>>, IdentityError> {
+    let mut is_encrypted = false;
+    for section in pem::sections(text) {
+        let section = section.map_err(IdentityError::KeyPem)?;
+        let make: fn(Vec<u8>) -> PrivateKeyDer<'static> = match section.label {
+            b"PRIVATE KEY" => |der| PrivatePkcs8KeyDer::from(der).into(),
+            b"RSA PRIVATE KEY" => |der| PrivatePkcs1KeyDer::from(der).into(),
+            b"EC PRIVATE KEY" => |der| PrivateSec1KeyDer::from(der).into(),
+            label => {
+                is_encrypted |= label == b"ENCRYPTED PRIVATE KEY";
+                continue;
+            }
+        };
+        let mut der = section.decode().map_err(IdentityError::KeyPem)?;
+        return Ok(Zeroizing::new(make(mem::take(&mut *der))));
+    }
+    Err(if is_encrypted { IdentityError::KeyEncrypted } else { IdentityError::NoKey })
+}
+
 /// What a private key file repeats of the public key: for RSA modulus and exponent (RFC 8017 A.1.2), else the whole point.
 /// None if `spki` is not a SubjectPublicKeyInfo (RFC 5280 4.1).
 fn public_key_octets(spki: &[u8]) -> Option<&[u8]> {
@@ -220,17 +238,6 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     !needle.is_empty() && haystack.windows(needle.len()).any(|window| window == needle)
 }
 
-/// How PEM text is damaged, without quoting it.
-fn pem_fault(error: &pem::Error) -> &'static str {
-    match error {
-        pem::Error::MissingSectionEnd { .. } => "PEM section without its END line",
-        pem::Error::IllegalSectionStart { .. } => "damaged PEM BEGIN line",
-        pem::Error::Base64Decode(_) => "damaged base64 in a PEM section",
-        pem::Error::SectionTooLarge => "PEM section too large",
-        _ => "unreadable PEM",
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -241,7 +248,7 @@ mod tests {
     /// 2030-01-01, inside the validity of every certificate here that says nothing else.
     const NOW: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(1_893_456_000));
 
-    fn pem(label: &str, der: &[u8]) -> Vec<u8> {
+    fn pem_text(label: &str, der: &[u8]) -> Vec<u8> {
         const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
         let mut text = format!("-----BEGIN {label}-----\n").into_bytes();
         for (index, group) in der.chunks(3).enumerate() {
@@ -263,7 +270,7 @@ mod tests {
         let mut request = CertificateParams::new(["mx.example".to_owned()]).unwrap();
         edit(&mut request);
         let certificate = request.self_signed(&key).unwrap();
-        (pem("CERTIFICATE", certificate.der()), pem("PRIVATE KEY", &key.serialize_der()))
+        (pem_text("CERTIFICATE", certificate.der()), pem_text("PRIVATE KEY", &key.serialize_der()))
     }
 
     fn p256() -> (Vec<u8>, Vec<u8>) {
@@ -284,11 +291,11 @@ mod tests {
         // RFC 8410 7: version 0, the algorithm, the seed. rcgen writes version 1, with the public key after the seed.
         let without_public_half = |key: &KeyPair| {
             let head = [&[0x30, 0x2e, 2, 1, 0][..], &key.serialized_der()[5..12]].concat();
-            pem("PRIVATE KEY", &[&head, &key.serialized_der()[12..48]].concat())
+            pem_text("PRIVATE KEY", &[&head, &key.serialized_der()[12..48]].concat())
         };
         let [key, other] = [&PKCS_ED25519, &PKCS_ED25519].map(|algorithm| KeyPair::generate_for(algorithm).unwrap());
         let certificate = CertificateParams::default().self_signed(&key).unwrap();
-        let certificate = pem("CERTIFICATE", certificate.der());
+        let certificate = pem_text("CERTIFICATE", certificate.der());
         assert!(Identity::from_pem(&certificate, &without_public_half(&key), NOW).is_ok());
         let error = Identity::from_pem(&certificate, &without_public_half(&other), NOW).unwrap_err();
         assert!(matches!(error, IdentityError::KeyMismatch), "{error}");
@@ -349,9 +356,9 @@ mod tests {
         assert!(matches!(fault(&certificate, &certificate), IdentityError::NoKey));
         assert!(matches!(fault(&certificate[..200], &key), IdentityError::CertificatePem(_)));
         assert!(matches!(fault(&certificate, &key[..100]), IdentityError::KeyPem(_)));
-        assert!(matches!(fault(&pem("CERTIFICATE", b"no DER"), &key), IdentityError::Certificate(_)));
-        assert!(matches!(fault(&certificate, &pem("PRIVATE KEY", b"no DER")), IdentityError::Key(_)));
-        assert!(matches!(fault(&certificate, &pem("ENCRYPTED PRIVATE KEY", b"x")), IdentityError::KeyEncrypted));
+        assert!(matches!(fault(&pem_text("CERTIFICATE", b"no DER"), &key), IdentityError::Certificate(_)));
+        assert!(matches!(fault(&certificate, &pem_text("PRIVATE KEY", b"no DER")), IdentityError::Key(_)));
+        assert!(matches!(fault(&certificate, &pem_text("ENCRYPTED PRIVATE KEY", b"x")), IdentityError::KeyEncrypted));
     }
 
     #[test]
@@ -382,7 +389,8 @@ mod tests {
     #[test]
     fn der_reader_stops_at_the_end_of_damaged_input() {
         let (certificate, _) = p256();
-        let der = CertificateDer::from_pem_slice(&certificate).unwrap();
+        let mut section = pem::sections(&certificate);
+        let der = CertificateDer::from(section.next().unwrap().unwrap().decode().unwrap().to_vec());
         let spki = ParsedCertificate::try_from(&der).unwrap().subject_public_key_info();
         for cut in 0..spki.len() {
             assert_eq!(public_key_octets(&spki[..cut]), None);

@@ -16,6 +16,7 @@ mod buffer;
 mod error;
 mod identity;
 mod leg;
+mod pem;
 mod provider;
 mod setup;
 mod trust;
