@@ -5,26 +5,53 @@
 use core::fmt::{self, Write as _};
 use std::io::Write as _;
 
-use env_logger::fmt::Formatter;
-use log::{Level, LevelFilter, Record};
+use env_filter::Filter;
+use log::{Level, LevelFilter, Log, Metadata, Record, error, warn};
 
 /// Starts the logging at `level`; RUST_LOG, where it is set, says otherwise. A second call changes nothing.
 ///
-/// The process id in the lines is that of the caller.
+/// The process id in the lines is that of the caller. From here on a panic is one line too, unless RUST_BACKTRACE asks for more.
 pub fn init(level: LevelFilter) {
-    let mut builder = env_logger::Builder::new();
-    builder.filter_level(level);
-    if let Some(filters) = std::env::var_os("RUST_LOG").filter(|filters| !filters.is_empty()) {
-        builder.parse_filters(&filters.to_string_lossy());
-    }
-    let pid = std::process::id();
-    builder.format(move |line, record| write_line(line, pid, record));
+    let mut filters = env_filter::Builder::new();
+    filters.filter_level(level);
+    let typed = std::env::var_os("RUST_LOG").filter(|typed| !typed.is_empty());
+    let refused = typed.and_then(|typed| filters.try_parse(&typed.to_string_lossy()).err());
+    let filter = filters.build();
+    let most = filter.filter();
     // Only fails where a logger stands already, which then goes on.
-    let _ = builder.try_init();
+    if log::set_boxed_logger(Box::new(Stderr { filter, pid: std::process::id() })).is_err() {
+        return;
+    }
+    log::set_max_level(most);
+    if let Some(why) = refused {
+        // PROG may be its real addressee, with a grammar of its own: no reason to refuse service.
+        warn!("RUST_LOG is ignored: {why}");
+    }
+    if std::env::var_os("RUST_BACKTRACE").is_none() {
+        std::panic::set_hook(Box::new(|panic| error!("bug: {}", panic.to_string().replace('\n', " "))));
+    }
 }
 
-fn write_line(out: &mut Formatter, pid: u32, record: &Record<'_>) -> std::io::Result<()> {
-    write!(out, "{}", Line { pid, level: record.level(), message: record.args() })
+/// The one logger.
+struct Stderr {
+    filter: Filter,
+    pid: u32,
+}
+
+impl Log for Stderr {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.filter.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.filter.matches(record) {
+            let line = Line { pid: self.pid, level: record.level(), message: record.args() }.to_string();
+            // Nobody is left to be told if it fails.
+            let _ = std::io::stderr().write_all(line.as_bytes());
+        }
+    }
+
+    fn flush(&self) {}
 }
 
 /// One record as it is printed, its line end included.

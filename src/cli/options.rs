@@ -195,7 +195,12 @@ pub const OPTIONS: [OptionSpec; 31] = [
     variable(Id::TlsGid, "TLS_GID", Group::General, "group id to take on once the key is read").with_value("GID"),
     flag(Id::Verbose, "verbose", Group::General, "say more on stderr: -v debug, -vv trace").with_short('v'),
     flag(Id::Quiet, "quiet", Group::General, "say less: -q warnings, -qq errors, -qqq nothing").with_short('q'),
-    variable(Id::RustLog, "RUST_LOG", Group::General, "log levels by module, before -v and -q: warn,rustls=debug"),
+    variable(
+        Id::RustLog,
+        "RUST_LOG",
+        Group::General,
+        "log levels by module, before -v, -q: warn,starttls_wrapper=trace",
+    ),
     variable(Id::NoColor, "NO_COLOR", Group::General, "honoured: nothing is ever coloured"),
     flag(Id::Help, "help", Group::General, "this list").with_short('h'),
     flag(Id::Version, "version", Group::General, "name and version").with_short('V'),

@@ -7,6 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use log::trace;
 use mio::event::Event;
 use mio::{Interest, Registry};
 
@@ -230,6 +231,7 @@ impl Conn {
 
     /// Does all that can be done now.
     pub fn drive(&mut self, registry: &Registry, now: Instant) -> Driven {
+        let mut told = self.session.phase();
         self.session.handle_timeout(now);
         if let Some(end) = self.terminations.as_mut().filter(|end| end.readable) {
             // Read, or a second one would wake nobody: a signal that is pending is not raised again (signal(7)).
@@ -265,6 +267,11 @@ impl Conn {
                     false
                 }
             };
+            let present = self.session.phase();
+            if present != told {
+                trace!("client={}: {} -> {}", self.info, told.name(), present.name());
+                told = present;
+            }
             while let Some(note) = self.session.poll_note() {
                 report::note(&self.info, &note);
             }
