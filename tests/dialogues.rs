@@ -2,15 +2,13 @@
 //! at random, always with the same outcome.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
 
-#[path = "support/dialogue.rs"]
-mod dialogue;
-#[path = "support/pure.rs"]
-mod pure;
+mod support;
 
 use std::path::Path;
 
 use dialogue::{Deed, Dialogue, Doors};
 use pure::{Cut, play};
+use support::*;
 
 /// The program's own; musl's makes seventy thousand runs take minutes.
 #[cfg(target_env = "musl")]

@@ -1,24 +1,8 @@
 //! The client's descriptors in every shape that a UCSPI server, an inetd, a shell or a supervisor gives them, and what else
 //! a process inherits: the flags of shared open files, signals, further descriptors.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
-#![allow(dead_code)] // each test program uses its part of tests/support
 
-#[path = "support/backend.rs"]
-mod backend;
-#[path = "support/child.rs"]
-mod child;
-#[path = "support/dialogue.rs"]
-mod dialogue;
-#[path = "support/door.rs"]
-mod door;
-#[path = "support/octets.rs"]
-mod octets;
-#[path = "support/steps.rs"]
-mod steps;
-#[path = "support/stream.rs"]
-mod stream;
-#[path = "support/wire.rs"]
-mod wire;
+mod support;
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -32,6 +16,7 @@ use child::Child;
 use door::{Door, Shape, Start};
 use octets::Octets;
 use steps::{At, Standing, all_of, ask_child};
+use support::*;
 use wire::{End, PATIENCE};
 
 /// Every shape that is a stream.

@@ -11,6 +11,7 @@ use crate::door::{Door, Start, tls_client};
 use crate::octets::Octets;
 use crate::steps::{At, Standing, all_of, ask_child, greet};
 use crate::stream::wait_until;
+use crate::trace::Trace;
 use crate::wire::{End, PATIENCE, Wire};
 
 /// Each way.
@@ -74,10 +75,8 @@ fn every_octet_passes_the_tls_relay_and_memory_stays_flat() {
 
 /// A relay under strace(1) with `arguments`, and what strace has written once it is over.
 fn traced(arguments: &[&str], total: u64) -> String {
-    let folder = tempfile::TempDir::new().unwrap();
-    let log = folder.path().join("log");
-    let through = [&["/usr/bin/strace", "-D", "-q", "-o", log.to_str().unwrap()], arguments].concat();
-    let standing = Standing::at(At::RelayPlain, &Start { through: &through, ..Start::default() });
+    let trace = Trace::of(arguments);
+    let standing = Standing::at(At::RelayPlain, &Start { through: &trace.through(), ..Start::default() });
     let Standing { mut door, mut child, .. } = standing;
     both_ways(door.client.as_mut().unwrap(), &mut child.wire(), total);
     let client = door.client.as_mut().unwrap();
@@ -86,14 +85,48 @@ fn traced(arguments: &[&str], total: u64) -> String {
     child.exit(0);
     assert_eq!(client.get_end(), Ok(End::Clean));
     assert_eq!(door.code(), 0);
-    let read = || std::fs::read_to_string(&log).unwrap();
-    // The tracer is nobody's child here: it may be a moment behind.
-    assert!(
-        wait_until(PATIENCE, || read().contains("exited with 0")),
-        "{}",
-        read().lines().rev().take(30).collect::<Vec<_>>().join("\n")
-    );
-    read()
+    let log = trace.log();
+    assert!(log.contains("exited with 0"), "{log}");
+    log
+}
+
+/// What Linux lets the two pipes of the child hold.
+fn pipe_sizes(child: &Child) -> [usize; 2] {
+    child.fds().map(|fd| rustix::pipe::fcntl_getpipe_size(fd).unwrap())
+}
+
+#[test]
+fn bulk_grows_the_pipes_and_a_small_letter_does_not() {
+    let standing = Standing::at(At::RelayPlain, &Start::default());
+    let Standing { mut door, mut child, .. } = standing;
+    let (fresh, _other_end) = rustix::pipe::pipe().unwrap();
+    let usual = rustix::pipe::fcntl_getpipe_size(&fresh).unwrap();
+    let letter = "Subject: small\r\n\r\nas most are\r\n".repeat(200);
+    for _ in 0..10 {
+        ask_child(&mut door, &mut child, &letter, "250 Ok\r\n").unwrap();
+    }
+    assert_eq!(pipe_sizes(&child), [usual; 2]);
+    both_ways(door.client.as_mut().unwrap(), &mut child.wire(), ENOUGH);
+    let grown = pipe_sizes(&child);
+    assert!(grown.iter().all(|&size| size > usual && size <= 1 << 20), "{grown:?}");
+}
+
+#[test]
+fn a_pipe_that_may_not_grow_relays_all_the_same() {
+    let resizing = |log: &str| {
+        let calls: Vec<String> = log.lines().filter(|line| line.starts_with("fcntl")).map(str::to_owned).collect();
+        let which = calls.iter().position(|line| line.contains("F_SETPIPE_SZ"));
+        (which, calls)
+    };
+    let (first, calls) = resizing(&traced(&["-e", "trace=fcntl"], ENOUGH));
+    let first = first.unwrap_or_else(|| panic!("no pipe is ever grown: {calls:?}"));
+    // What a user gets who has more pipes than pipe-user-pages-soft allows (pipe(7)).
+    let refusal = format!("inject=fcntl:error=EPERM:when={}+", first + 1);
+    let (_, calls) = resizing(&traced(&["-e", "trace=fcntl", "-e", &refusal], ENOUGH));
+    let asked: Vec<_> = calls.iter().filter(|line| line.contains("F_SETPIPE_SZ")).collect();
+    assert!(!asked.is_empty() && asked.iter().all(|line| line.contains("EPERM")), "{asked:?}");
+    // Once for each pipe.
+    assert!(asked.len() <= 2, "{asked:?}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use crate::door::{Door, Start, tls_client};
 use crate::steps::all_of;
+use crate::trace::Trace;
 
 /// PROG of these tests: a server that needs nothing, which the puppet does.
 const SERVER: [&str; 3] = [
@@ -89,10 +90,8 @@ fn a_refused_system_call_of_the_start_is_a_421() {
     let calls = ["epoll_create1", "signalfd4", "clone3,vfork,clone", "pipe2"];
     all_of(&calls, |call| {
         let inject = format!("inject={call}:error=EMFILE");
-        let folder = tempfile::TempDir::new().unwrap();
-        let log = folder.path().join("log");
-        let through = ["/usr/bin/strace", "-D", "-q", "-o", log.to_str().unwrap(), "-e", &inject];
-        let mut door = Door::open(&Start { through: &through, program: Some(&SERVER), ..Start::default() });
+        let trace = Trace::of(&["-e", &inject]);
+        let mut door = Door::open(&Start { through: &trace.through(), program: Some(&SERVER), ..Start::default() });
         let client = door.client.as_mut().unwrap();
         let (said, _) = client.rest().unwrap_or_else(|why| panic!("{why}"));
         door.client = None;
@@ -108,10 +107,8 @@ fn a_refused_system_call_of_the_handover_is_a_454() {
     let calls = ["socket", "connect"];
     all_of(&calls, |call| {
         let inject = format!("inject={call}:error=EMFILE");
-        let folder = tempfile::TempDir::new().unwrap();
-        let log = folder.path().join("log");
-        let through = ["/usr/bin/strace", "-D", "-q", "-o", log.to_str().unwrap(), "-e", &inject];
-        let mut door = Door::open(&Start { through: &through, program: Some(&SERVER), ..Start::default() });
+        let trace = Trace::of(&["-e", &inject]);
+        let mut door = Door::open(&Start { through: &trace.through(), program: Some(&SERVER), ..Start::default() });
         door.backend.listen();
         let client = door.client.as_mut().unwrap();
         client.get(b"220 hello\n").unwrap();

@@ -15,5 +15,11 @@ mod jail;
 mod letter;
 mod privileges;
 mod relay;
+mod secrets;
 mod stage;
 mod supervisors;
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use support::*;

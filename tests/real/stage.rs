@@ -11,23 +11,23 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+use crate::stream::wait_until;
 
 /// How long anything may take before the test fails: far above what the slowest step needs on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Asks `condition` until it yields, and fails after [`PATIENCE`] with what was waited for.
 pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = condition() {
-            return found;
-        }
-        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for {what}");
-        std::thread::sleep(Duration::from_millis(5)); // the pause between two looks, not the wait
-    }
+    let mut found = None;
+    wait_until(PATIENCE, || {
+        found = condition();
+        found.is_some()
+    });
+    found.unwrap_or_else(|| panic!("waited {PATIENCE:?} in vain for {what}"))
 }
 
 /// Fails where root is needed and absent; scripts/test goes through sudo.
@@ -204,17 +204,13 @@ impl Drop for Stage {
         for (_, mut child) in self.daemons.borrow_mut().drain(..) {
             end_group(&mut child);
         }
-        let start = Instant::now();
-        while start.elapsed() < PATIENCE {
+        wait_until(PATIENCE, || {
             let left = self.inhabitants();
-            if left.is_empty() {
-                break;
+            for pid in &left {
+                let _ = kill_process(*pid, Signal::KILL);
             }
-            for pid in left {
-                let _ = kill_process(pid, Signal::KILL);
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
+            left.is_empty()
+        });
     }
 }
 

@@ -17,6 +17,9 @@ const SOON: Duration = Duration::from_secs(2);
 /// The last words of the backend: one record, and more than what lies between the program and the client.
 const LAST: u64 = 15_000;
 
+/// More than two connections and the program between them hold.
+const FLOOD: u64 = 64 << 20;
+
 /// How long the program used to wait for a client that reads slowly.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -158,6 +161,32 @@ fn a_reset_is_noticed_while_a_relay_stands_still() {
         assert!(wait_until(patience, || standing.door.said().contains("end=")), "after {:?}", reset.elapsed());
         assert_eq!(standing.close(), 1);
     });
+}
+
+#[test]
+fn a_reset_is_noticed_while_a_tls_relay_stands_still() {
+    let mut standing = Standing::at(At::RelayTls, &Start::default());
+    let client = standing.door.client.as_mut().unwrap();
+    // The backend does not read: until nothing more is taken.
+    let why = client.exchange(&mut Octets::new(1, FLOOD), &mut Octets::none(), SOON / 4);
+    assert!(why.is_err_and(|why| why.contains("nothing moves")), "more than the buffers of two connections hold");
+    standing.door.client.take().unwrap().reset();
+    let reset = Instant::now();
+    // Longer than the two seconds that what was sent before gets to go on.
+    assert!(
+        wait_until(Duration::from_secs(5), || standing.door.said().contains("end=")),
+        "after {:?}",
+        reset.elapsed()
+    );
+    let log = standing.door.said();
+    assert!(log.contains("end=\"client broke off\" mode=tls"), "{log}");
+    assert_eq!(standing.door.code(), 1);
+    // What the client sent before still comes; its end is no clean one.
+    let mut backend = standing.door.backend.take();
+    backend.listen_for(PATIENCE);
+    let (_, end) = backend.rest().unwrap();
+    assert_ne!(end, End::Clean);
+    standing.must_be_gone();
 }
 
 #[test]

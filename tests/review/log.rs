@@ -224,3 +224,37 @@ fn the_summary_of_a_client_that_distrusts_us_is_true() {
     assert!(end.starts_with("handshake failed: ") && end.contains("lert"), "{end}");
     assert_eq!(standing.close(), 98);
 }
+
+#[test]
+fn each_v_says_more() {
+    let said = |options: &[&str]| {
+        let mut standing =
+            Standing::at(At::ClientHandshake, &Start { options, environment: &[("RUST_LOG", "")], ..Start::default() });
+        drop(standing.door.client.take());
+        assert_eq!(standing.door.code(), 1);
+        standing.door.said()
+    };
+    let (usual, more, most) = (said(&[]), said(&["-v"]), said(&["-vv"]));
+    assert_eq!(usual.lines().count(), 1, "{usual}");
+    assert!(more.contains("]: debug: child ") && !more.contains("]: trace: "), "{more}");
+    let steps =
+        ["snoop -> dial", "dial -> backend handshake", "announce -> client handshake", "client handshake -> close"];
+    for step in steps {
+        assert!(
+            most.lines().any(|line| line.contains("]: trace: client=127.0.0.1:") && line.ends_with(step)),
+            "{step}: {most}"
+        );
+    }
+    assert!(most.contains("]: debug: child "), "{most}");
+}
+
+#[test]
+fn a_rust_log_that_cannot_be_read_is_one_warning_of_ours() {
+    let start = Start { environment: &[("RUST_LOG", "info,starttls_wrapper=\u{1b}loud")], ..Start::default() };
+    let mut standing = Standing::at(At::Snoop, &start);
+    let log = standing.door.said();
+    assert_eq!(log.lines().count(), 1, "{log}");
+    assert!(log.contains("]: warning: RUST_LOG is ignored: ") && log.contains("\\x1bloud"), "{log}");
+    drop(standing.door.client.take());
+    assert_eq!(standing.close(), 1);
+}

@@ -22,17 +22,39 @@ pub(crate) struct Certificate {
     key: PrivateKeyDer<'static>,
 }
 
+/// Of which kind a key is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kind {
+    P256,
+    Rsa,
+}
+
 impl Certificate {
     /// A self-signed one for `localhost` and 127.0.0.1.
     pub(crate) fn new() -> Self {
+        Self::of(Kind::P256)
+    }
+
+    /// The same with such a key.
+    pub(crate) fn of(kind: Kind) -> Self {
+        let algorithm = match kind {
+            Kind::P256 => &rcgen::PKCS_ECDSA_P256_SHA256,
+            Kind::Rsa => &rcgen::PKCS_RSA_SHA256,
+        };
+        let key = rcgen::KeyPair::generate_for(algorithm).unwrap();
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let made = rcgen::generate_simple_self_signed(names).unwrap();
+        let leaf = rcgen::CertificateParams::new(names).unwrap().self_signed(&key).unwrap().der().clone();
         Self {
-            certificate_pem: pem("CERTIFICATE", made.cert.der()),
-            key_pem: pem("PRIVATE KEY", made.signing_key.serialized_der()),
-            leaf: made.cert.der().clone(),
-            key: PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into()),
+            certificate_pem: pem("CERTIFICATE", &leaf),
+            key_pem: pem("PRIVATE KEY", key.serialized_der()),
+            leaf,
+            key: PrivateKeyDer::Pkcs8(key.serialize_der().into()),
         }
+    }
+
+    /// The key as its file has it, PKCS #8.
+    pub(crate) fn key_der(&self) -> &[u8] {
+        self.key.secret_der()
     }
 
     /// The certificate as it goes over the wire.

@@ -10,7 +10,6 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::sync::{Arc, OnceLock};
-use std::thread;
 use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -363,8 +362,9 @@ fn perform(dialogue: &Dialogue, at: usize, door: &mut Door, child: &mut Child) -
         Deed::BackendDies => door.backend.wire()?.cut(),
         Deed::Backend(what) => door.backend.play(*what),
         Deed::ClientTls => door.client.as_mut().ok_or_else(gone)?.secure(tls_client())?,
-        // The one sleep: that nothing happens for so long is what the script asks for.
-        Deed::Waits(time) => thread::sleep(*time),
+        // That nothing happens for so long is what the script asks for; what does is seen by the next step. A program that ends
+        // meanwhile need not be waited for.
+        Deed::Waits(time) => drop(wait_until(*time, || door.program.try_wait().is_ok_and(|ended| ended.is_some()))),
         Deed::Terminates => {
             rustix::process::kill_process(door.pid(), rustix::process::Signal::TERM).map_err(|e| e.to_string())?;
         }

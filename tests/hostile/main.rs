@@ -1,0 +1,17 @@
+//! Clients, children, backends and systems that do their worst to the program; every wait has a deadline, and after every
+//! session the child is gone. What a dialogue file can say is said there; here is what needs a real process.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod backends;
+mod bulk;
+mod children;
+mod clients;
+mod faults;
+mod phases;
+mod scarcity;
+mod stalls;
+
+use support::*;

@@ -1,0 +1,14 @@
+//! What the test programs share. Each says `mod support; use support::*;`.
+#![allow(dead_code)] // each uses its part
+
+pub(crate) mod backend;
+pub(crate) mod child;
+pub(crate) mod dialogue;
+pub(crate) mod door;
+pub(crate) mod memory;
+pub(crate) mod octets;
+pub(crate) mod pure;
+pub(crate) mod steps;
+pub(crate) mod stream;
+pub(crate) mod trace;
+pub(crate) mod wire;
