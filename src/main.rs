@@ -24,7 +24,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<u8, Fatal> {
-    inherited::keep_stderr_from_the_client().map_err(|error| Fatal::System("look at stderr", error))?;
+    inherited::keep_stderr_from_the_client().map_err(|error| ucspi::turn_away("look at stderr", error))?;
     match cli::read(std::env::args_os().skip(1), |name| std::env::var_os(name))? {
         Invocation::Print(text) => {
             let printed = std::io::stdout().write_all(text.as_bytes());

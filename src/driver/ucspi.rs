@@ -31,7 +31,7 @@ use crate::tls::{Identity, Roots, UnixTime};
 /// The session can't begin, and the client can't be told.
 pub fn serve(config: Config) -> Result<u8, Fatal> {
     let started = Instant::now();
-    inherited::clean_up().map_err(|error| Fatal::System("prepare the inherited descriptors", error))?;
+    inherited::clean_up().map_err(|error| turn_away("prepare the inherited descriptors", error))?;
     let identity = if config.policy.require_tls { Some(identity(&config.identity)) } else { None };
     let child = match identity {
         Some(None) => Err(EndReason::Policy(PolicyEnd::NoCertificate)),
@@ -39,14 +39,18 @@ pub fn serve(config: Config) -> Result<u8, Fatal> {
     };
     let identity = identity.unwrap_or_else(|| self::identity(&config.identity));
     let dropped = privileges::become_user(config.uid, config.gid).and_then(|()| privileges::harden());
-    let mut conn = Parted::new(config, identity, child, started).map_err(|error| {
-        inherited::say_to_client(Ours::NOT_AVAILABLE.octets());
-        Fatal::System("watch the client", error)
-    })?;
+    let mut conn =
+        Parted::new(config, identity, child, started).map_err(|error| turn_away("watch the client", error))?;
     if let Err(error) = dropped {
         conn.conn.end_with(EndReason::System(format!("can't drop privileges: {error}")));
     }
     engine::run(&mut conn.poll, &mut conn.conn).map_err(|error| Fatal::System("wait for events", error))
+}
+
+/// Tells the client that the session can't begin, because this deed failed.
+pub fn turn_away(deed: &'static str, error: io::Error) -> Fatal {
+    inherited::say_to_client(Ours::NOT_AVAILABLE.octets());
+    Fatal::System(deed, error)
 }
 
 fn start(config: &Config) -> Result<Child, EndReason> {
@@ -108,7 +112,7 @@ impl Parted {
             terminations: Some(terminations),
             started,
         };
-        let conn = Conn::new(parts, poll.registry())?;
+        let conn = Conn::new(parts, poll.registry());
         Ok(Self { poll, conn })
     }
 }

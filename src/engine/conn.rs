@@ -4,12 +4,13 @@
 //! the loop watches follows from what would have blocked.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use log::trace;
 use mio::event::Event;
-use mio::{Interest, Registry};
+use mio::{Interest, Registry, Token};
 
 use crate::client_info::ClientInfo;
 use crate::session::policy::RelayMode;
@@ -115,30 +116,30 @@ pub struct Conn {
 }
 
 impl Conn {
-    /// Puts a connection together and has the loop watch it.
-    ///
-    /// # Errors
-    /// The loop can't watch its ends.
-    pub fn new(parts: Parts, registry: &Registry) -> io::Result<Self> {
+    /// Puts a connection together and has the loop watch it. What can't be watched ends the session.
+    #[must_use]
+    pub fn new(parts: Parts, registry: &Registry) -> Self {
         let (mut input, output) = parts.client;
-        input.watch(registry, Interest::READABLE | Interest::PRIORITY)?;
+        let mut watched = input.watch(registry, Interest::READABLE | Interest::PRIORITY);
         let mut session = Session::new(parts.policy.clone(), parts.started);
         let (mut child, mut child_in, mut child_out) = (None, None, None);
         match parts.child {
             Ok(mut started) => {
-                child_in = started.stdin.take().map(|fd| End::pipe(fd, CHILD_IN)).transpose()?;
-                let mut out = started.stdout.take().map(|fd| End::pipe(fd, CHILD_OUT)).transpose()?;
-                if let Some(out) = &mut out {
-                    out.watch(registry, Interest::READABLE)?;
+                child_in = end_of_pipe(started.stdin.take(), CHILD_IN, &mut watched);
+                child_out = end_of_pipe(started.stdout.take(), CHILD_OUT, &mut watched);
+                if let (Some(out), true) = (&mut child_out, watched.is_ok()) {
+                    watched = out.watch(registry, Interest::READABLE);
                 }
-                child_out = out;
                 child = Some(started);
             }
             Err(reason) => session.handle_end(reason, parts.started),
         }
         let mut terminations = parts.terminations;
-        if let Some(end) = &mut terminations {
-            end.watch(registry, Interest::READABLE)?;
+        if let (Some(end), true) = (&mut terminations, watched.is_ok()) {
+            watched = end.watch(registry, Interest::READABLE);
+        }
+        if let Err(error) = watched {
+            session.handle_end(EndReason::System(format!("can't watch: {error}")), parts.started);
         }
         let client = Client {
             input,
@@ -150,7 +151,7 @@ impl Conn {
             close_sent: false,
             is_shut: false,
         };
-        Ok(Self {
+        Self {
             session,
             client: Some(client),
             child,
@@ -174,7 +175,7 @@ impl Conn {
             started: parts.started,
             trim: None,
             scratch: Box::new([0; SCRATCH]),
-        })
+        }
     }
 
     /// Ends the session from outside, before or while it runs.
@@ -342,4 +343,9 @@ impl Conn {
             [client, backend].into_iter().flatten().for_each(Leg::give_back);
         }
     }
+}
+
+/// Our end of a pipe to the child; `outcome` takes down why there is none.
+fn end_of_pipe(fd: Option<OwnedFd>, token: Token, outcome: &mut io::Result<()>) -> Option<End> {
+    End::pipe(fd?, token).map_err(|error| *outcome = Err(error)).ok()
 }

@@ -27,6 +27,7 @@ pub use handover::Secrets;
 pub use tokens::{CLIENT_IN, CLIENT_OUT, SIGNALS};
 
 use crate::error::exit;
+use crate::session::EndReason;
 
 /// What the loop can be told at once; more waits in the kernel.
 const EVENTS: usize = 16;
@@ -34,9 +35,10 @@ const EVENTS: usize = 16;
 /// Runs one connection to its end. Returns the exit code of its session.
 ///
 /// # Errors
-/// The loop itself can't wait any more.
+/// The loop itself can't wait any more, not even for the session's farewell, which the first such failure begins.
 pub fn run(poll: &mut Poll, conn: &mut Conn) -> io::Result<u8> {
     let mut events = Events::with_capacity(EVENTS);
+    let mut has_failed = false;
     loop {
         let now = Instant::now();
         let timeout = match conn.drive(poll.registry(), now) {
@@ -47,7 +49,12 @@ pub fn run(poll: &mut Poll, conn: &mut Conn) -> io::Result<u8> {
         match poll.poll(&mut events, timeout) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
+            Err(error) if has_failed => return Err(error),
+            Err(error) => {
+                has_failed = true;
+                conn.end_with(EndReason::System(format!("can't wait for events: {error}")));
+                continue;
+            }
         }
         for event in &events {
             conn.note(event);

@@ -6,9 +6,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child as Process, Command, ExitStatus, Stdio};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
-/// A started child. Dropping it closes the pipes; it must be reaped by [`Child::try_reap`].
+/// A started child, to be reaped by [`Child::try_reap`]. One that is dropped before, when a session ends in disorder, is killed
+/// and reaped.
 #[derive(Debug)]
 pub struct Child {
     /// Our end of its stdin.
@@ -68,6 +70,21 @@ impl Child {
         Pid::from_child(&self.process)
     }
 }
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if !matches!(self.try_reap(), Ok(None)) || self.kill(true).is_err() {
+            return;
+        }
+        // It dies at once, or is stuck in the kernel, for which nobody waits.
+        if let Ok(exit) = self.exit_event() {
+            let _ = poll(&mut [PollFd::new(&exit, PollFlags::IN)], Some(&A_SECOND));
+        }
+        let _ = self.try_reap();
+    }
+}
+
+const A_SECOND: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// The signal that killed a child, if one did.
 #[must_use]

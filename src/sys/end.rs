@@ -42,14 +42,14 @@ impl End {
     /// Takes a descriptor that others may share: made non-blocking now, as it was again when dropped.
     ///
     /// # Errors
-    /// The system call's.
+    /// The system call's; the descriptor then stays open, for last words.
     pub fn shared(fd: OwnedFd, token: Token) -> io::Result<Self> {
-        let flags = fcntl_getfl(&fd)?;
-        let restore = if flags.contains(OFlags::NONBLOCK) {
-            None
-        } else {
-            fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
-            Some(flags)
+        let restore = match make_non_blocking(&fd) {
+            Ok(flags) => (!flags.contains(OFlags::NONBLOCK)).then_some(flags),
+            Err(error) => {
+                core::mem::forget(fd);
+                return Err(error);
+            }
         };
         let is_socket = sockopt::set_tcp_nodelay(&fd, true).is_ok() || sockopt::socket_type(&fd).is_ok();
         let mut end = Self::plain(fd, token, is_socket);
@@ -62,8 +62,7 @@ impl End {
     /// # Errors
     /// The system call's.
     pub fn pipe(fd: OwnedFd, token: Token) -> io::Result<Self> {
-        let flags = fcntl_getfl(&fd)?;
-        fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
+        make_non_blocking(&fd)?;
         Ok(Self::plain(fd, token, false))
     }
 
@@ -215,6 +214,15 @@ impl End {
     pub fn is_socket(&self) -> bool {
         self.is_socket
     }
+}
+
+/// Sets O_NONBLOCK where it is not set. Returns the flags as they were.
+fn make_non_blocking(fd: &OwnedFd) -> io::Result<OFlags> {
+    let flags = fcntl_getfl(fd)?;
+    if !flags.contains(OFlags::NONBLOCK) {
+        fcntl_setfl(fd, flags | OFlags::NONBLOCK)?;
+    }
+    Ok(flags)
 }
 
 impl AsFd for End {

@@ -44,9 +44,11 @@ pub fn client() -> (OwnedFd, OwnedFd) {
 }
 
 /// Last words to the client of a session that can't begin, as far as one write takes them. For a program that ends now: its
-/// descriptors may have been closed already, and then nothing is said.
+/// stdout may have been closed already, and stdin is mostly the same socket.
 pub fn say_to_client(octets: &[u8]) {
-    let _ = rustix::io::write(rustix::stdio::stdout(), octets);
+    if rustix::io::write(rustix::stdio::stdout(), octets).is_err() {
+        let _ = rustix::io::write(rustix::stdio::stdin(), octets);
+    }
 }
 
 /// The TCP peer of `client`, if it has one.

@@ -40,6 +40,9 @@ const ONE_BY_ONE: i32 = 1024;
 
 /// Gives an inherited "ignore" back its default, for the signals that this program or a mail server lives by. Others stay as they
 /// would be without us; SIGPIPE std ignores in us and resets in the child.
+///
+/// SIGXFSZ gets a handler that does nothing: where the log is a file that has reached its limit (`softlimit -f`) a line is lost, and
+/// not the session. The child has the default again, as it would not if we ignored it.
 pub(super) fn default_dispositions() -> nix::Result<()> {
     const NEEDED: [Signal; 6] =
         [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGALRM, Signal::SIGTERM, Signal::SIGCHLD];
@@ -47,8 +50,12 @@ pub(super) fn default_dispositions() -> nix::Result<()> {
         // SAFETY: the default disposition runs no code of ours, and no handler is installed for these.
         unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }?;
     }
+    // SAFETY: the handler touches nothing.
+    unsafe { nix::sys::signal::signal(Signal::SIGXFSZ, SigHandler::Handler(on_full_file)) }?;
     Ok(())
 }
+
+extern "C" fn on_full_file(_: libc::c_int) {}
 
 /// Ends the process at once: no destructor, no exit handler.
 pub fn exit_now(code: u8) -> ! {
