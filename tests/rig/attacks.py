@@ -1,0 +1,442 @@
+"""Attacks on STARTTLS and on what stands around it, each against any server of servers.py, each judged by what the client can see and
+by what was delivered. An attack returns what it found in order, and raises Broken for what must not be.
+
+    attacks.py [RUNS]    against the program, RUNS times the command injection and ten times as often its race (default 1000);
+                         then against leaky.py, where every attack must find its hole
+
+The method and verdicts of the command injection are those of the command-injection-tester of the USENIX Security 2021 study
+(Poddebniak and others, "Why TLS is better without STARTTLS").
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import random
+import re
+import ssl
+import sys
+import time
+
+from servers import RIG, Bare, Leaky, Wrapper
+from smtp import Client, deliver, tls_context
+from stage import Broken, Stage, described, expect, limit, many_files, wait_for
+
+QUIET = 0.25  # how long a server is listened to that should say nothing
+WORKERS = 8
+
+
+def run_many(runs, once):
+    """Runs `once(number)` so often, a few at a time; a Counter of what they returned."""
+    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+        return collections.Counter(pool.map(once, range(runs)))
+
+
+def told(counted):
+    return ", ".join(f"{count} {what}" for what, count in counted.most_common())
+
+
+def verdict_inside_tls(client):
+    """The tester's: nothing may be said inside TLS before we speak, and what we say is answered as what it is."""
+    said = client.more(QUIET)
+    expect(not said, "Command injection here!" if b"250" in (said or b"") else "Probable command injection:", said)
+    client.send(b"FAKE commandinjectiontester\r\n")
+    said = client.more()
+    expect(said, "Server unresponsive: possible command injection")
+    expect(b"250" not in said, "Possible command injection:", said)
+    return "started TLS without the bytes"
+
+
+def command_injection(server, runs):
+    """A command in the segment of STARTTLS."""
+    target = server.front()
+    target.clear()
+    with Client(target) as client:  # the sanity run: without the injected line TLS works
+        client.starttls()
+        client.ask(b"QUIT", b"221")
+
+    def once(_):
+        with Client(target) as client:
+            client.greeting()
+            client.ask(b"EHLO c", b"250")
+            client.send(b"STARTTLS\r\nEHLO commandinjectiontester\r\n")
+            try:
+                reply = client.reply()
+            except Broken:
+                return "closed"
+            if not reply.startswith(b"220"):
+                return "refused with " + reply[:3].decode()
+            try:
+                client.secure()
+            except (ssl.SSLError, OSError):
+                return "TLS handshake failed"
+            return verdict_inside_tls(client)
+
+    return told(run_many(runs, once))
+
+
+def injection_race(server, runs):
+    """The same in a segment of its own, at any moment between STARTTLS and its reply."""
+    target = server.front()
+    injected = [b"EHLO commandinjectiontester\r\n", b"MAIL FROM:<injected@evil.example>\r\n", b"\n", b"RSET\r\n"]
+
+    def once(number):
+        with Client(target) as client:
+            client.greeting()
+            client.ask(b"EHLO c", b"250")
+            client.send(b"STARTTLS\r\n")
+            until = time.perf_counter() + random.random() * 0.004  # the hand-over takes a few milliseconds
+            while time.perf_counter() < until:
+                pass
+            client.send(injected[number % len(injected)])
+            try:
+                reply = client.reply()
+            except Broken:
+                return "closed"
+            if not reply.startswith(b"220"):
+                return "refused with " + reply[:3].decode()
+            behind = client.buffer
+            expect(not behind or behind[:1] == b"\x15", "said in clear behind the 220:", behind)
+            try:
+                client.secure()
+            except (ssl.SSLError, OSError):
+                return "TLS handshake failed"
+            return verdict_inside_tls(client)
+
+    return told(run_many(10 * runs, once))
+
+
+def response_injection(server, runs):
+    """Nothing is said behind the 220 in clear, nor inside TLS before the client speaks, however late PROG talks."""
+    target = server.front([str(RIG / "prog.sh"), "chatty"])
+
+    def once(_):
+        with Client(target) as client:
+            client.greeting()
+            client.ask(b"EHLO c", b"250")
+            client.send(b"STARTTLS\r\n")
+            while not (reply := client.reply()).startswith((b"220", b"4", b"5")):
+                pass
+            if not reply.startswith(b"220"):
+                return "no TLS offered"
+            said = client.buffer + (client.more(0.3) or b"")
+            expect(not said, "in clear behind the 220:", said)
+            client.secure()
+            said = client.more(0.3)
+            if said and re.fullmatch(rb"421 [^\n]*\n", said):
+                return "only a 421 inside TLS"  # the backend is as chatty, and is given up
+            expect(not said, "inside TLS and unasked:", said)
+            return "nothing said"
+
+    return told(run_many(max(1, min(runs // 20, 50)), once))
+
+
+def session_fixation(server, _):
+    """Who logged in before TLS is a stranger inside it."""
+    target = server.front([str(RIG / "prog.sh"), "authenticating"])
+    with Client(target) as client:
+        client.greeting()
+        client.ask(b"EHLO c", b"250")
+        client.ask(b"AUTH PLAIN AGEAYg==")
+        if not client.ask(b"STARTTLS").startswith(b"220"):
+            return "no TLS after AUTH"
+        client.secure()
+        client.ask(b"EHLO c", b"250")
+        reply = client.ask(b"MAIL FROM:<a@client.example>")
+        expect(b"authenticated" not in reply, "still logged in inside TLS:", reply)
+        return "a stranger inside TLS"
+
+
+def forgets_the_transaction(server, _):
+    """A MAIL from before TLS is not known inside it (RFC 3207, section 4.2)."""
+    target = server.front()
+    with Client(target) as client:
+        client.greeting()
+        client.ask(b"EHLO c", b"250")
+        client.ask(b"MAIL FROM:<a@client.example>", b"250")
+        if not client.ask(b"STARTTLS").startswith(b"220"):
+            return "no TLS inside a transaction"
+        client.secure()
+        client.ask(b"EHLO c", b"250")
+        reply = client.ask(b"RCPT TO:<b@localhost>")
+        expect(reply.startswith((b"4", b"5")), "the transaction goes on inside TLS:", reply)
+        return "forgotten"
+
+
+def forgets_the_hello(server, _):
+    """What the client called itself before TLS is not known inside it: MAIL without EHLO is refused (RFC 3207, section 4.2)."""
+    target = server.front()
+    with Client(target) as client:
+        client.starttls()
+        reply = client.ask(b"MAIL FROM:<a@client.example>")
+        expect(reply.startswith((b"4", b"5")), "MAIL without EHLO inside TLS:", reply)
+        return "refused"
+
+
+# What some servers take for the end of the text, and what is next to it.
+ENDINGS = [
+    b"\r\r\n.\r\r\n", b"\n.\n", b"\r\n.\n", b"\n.\r\n", b"\r.\r", b"\r\n.\r", b"\r.\r\n", b"\r.\n", b"\n.\r", b"\r\n\0.\r\n", b"\r\n.\0\r\n",
+    b"\r\n.\r\r\n", b"\r\r\n.\r\n", b"\n\r.\r\n", b"\r\n.\n\r\n", b"\r\n. \r\n", b"\r\n..\r\n", b"\n\n.\n\n",
+]
+
+
+def smuggled(target, ending, secret):
+    """The replies and the letters that come of a letter with another one behind this ending."""
+    target.clear()
+    with Client(target) as client:
+        if secret:
+            client.starttls()
+        else:
+            client.greeting()
+        client.ask(b"EHLO client.example", b"250")
+        envelope = b"MAIL FROM:<%s@client.example>\r\nRCPT TO:<b@localhost>\r\nDATA\r\n"
+        client.send(envelope % b"first" + b"Subject: one\r\n\r\nbody" + ending + envelope % b"smuggled")
+        client.send(b"Subject: two\r\n\r\nbody\r\n.\r\nQUIT\r\n")
+        replies = client.rest()
+    # Queue ids, sizes and dates are no verdict.
+    letters = [re.sub(rb"^Received:.*\n(\s.*\n)*", b"", letter, flags=re.M) for letter in target.letters()]
+    return re.sub(rb"(?<=\D)\d+(?= |\r|$)", b"N", replies), sorted(letters)
+
+
+def smuggling(server, _):
+    """What ends a letter is decided by PROG alone: replies and letters are those of the bare PROG, in clear and inside TLS."""
+    bare, target = Bare.of(server.stage).front(), server.front()
+    for ending in ENDINGS:
+        verdict = smuggled(bare, ending, False)
+        for secret in (False, True):
+            found = smuggled(target, ending, secret)
+            where = "inside TLS" if secret else "in clear"
+            expect(found == verdict, f"{ending!r} {where}: bare {verdict}, wrapped {found}")
+    return f"{len(ENDINGS)} endings as the bare child, in clear and inside TLS"
+
+
+BODY = b"EHLO c\r\nMAIL FROM:<a@evil.example>\r\nRCPT TO:<b@localhost>\r\nDATA\r\nSubject: cross\r\n\r\n.\r\nQUIT\r\n"
+
+
+def http(server, _):
+    """A browser that is made to send a form to the mail port delivers nothing."""
+    target = server.front()
+    target.clear()
+    requests = [
+        b"POST / HTTP/1.1\r\nHost: mx.example\r\nContent-Length: 99\r\n\r\n", b"GET / HTTP/1.1\r\nHost: mx.example\r\n\r\n",
+        b"PUT /x HTTP/1.0\r\n\r\n", b"Host: mx.example\r\n\r\n", b"CONNECT mx.example:25 HTTP/1.1\r\n\r\n",
+    ]
+    for request in requests:
+        with Client(target) as client:
+            with contextlib.suppress(OSError):
+                client.send(request + BODY)
+            said = client.rest(2)
+            expect(not target.letters(), request[:20], "delivered a letter:", said)
+    return f"{len(requests)} requests, nothing delivered"
+
+
+def alpn(server, _):
+    """A client that offers only other protocols gets no handshake (ALPACA); smtp and none at all do."""
+    target = server.front()
+    for offer in (["h2", "http/1.1"], ["http/1.1"], ["ftp"], ["imap"]):
+        with Client(target) as client:
+            try:
+                client.starttls(tls_context(alpn=offer))
+                raise Broken(f"ALPN {offer} is taken")
+            except (ssl.SSLError, OSError) as error:
+                expect("ALERT" in str(error).upper(), f"ALPN {offer} is refused without an alert: {error}")
+    for offer in (["smtp"], ["h2", "smtp"], None):
+        with Client(target) as client:
+            client.starttls(tls_context(alpn=offer))
+            client.ask(b"EHLO c", b"250")
+    return "others get an alert, smtp and none are served"
+
+
+def first_octets_are_tls(server, _):
+    """A ClientHello without STARTTLS gets no TLS and stalls nothing."""
+    target = server.front()
+    with Client(target) as client:
+        try:
+            client.secure()
+        except (ssl.SSLError, OSError):
+            return "no TLS"
+        raise Broken("TLS without STARTTLS")
+
+
+def drip(client, octets):
+    """An octet now and then, until the server ends it."""
+    deadline = time.monotonic() + SOON
+    for octet in octets:
+        said = client.more(0.2)
+        if said == b"" or time.monotonic() > deadline:
+            return
+        with contextlib.suppress(OSError):
+            client.send(bytes([octet]))
+
+
+def hello():
+    """A ClientHello that never becomes whole."""
+    return b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(400)
+
+
+def handed_over(client):
+    client.greeting()
+    client.ask(b"EHLO c", b"250")
+    client.ask(b"STARTTLS", b"220")
+
+
+def in_data(client):
+    client.ask(b"EHLO c", b"250")
+    client.ask(b"MAIL FROM:<a@client.example>", b"250")
+    client.ask(b"RCPT TO:<b@localhost>", b"250")
+    client.ask(b"DATA", b"354")
+
+
+def dripped_line(client):
+    client.greeting()
+    drip(client, b"EHLO " + b"x" * 4000)
+
+
+def dripped_hello(client):
+    handed_over(client)
+    drip(client, hello())
+
+
+def silent_inside(client):
+    client.starttls()
+    client.ask(b"EHLO c", b"250")
+
+
+STALLS = {
+    "silent from the start": lambda client: client.greeting(),
+    "half a line": lambda client: (client.greeting(), client.send(b"EHL")),
+    "a line octet by octet": dripped_line,
+    "silent after the 220": handed_over,
+    "a ClientHello octet by octet": dripped_hello,
+    "silent inside TLS before EHLO": lambda client: client.starttls(),
+    "silent inside TLS": silent_inside,
+    "silent in the text, in clear": lambda client: (client.greeting(), in_data(client)),
+    "silent in the text, inside TLS": lambda client: (client.starttls(), in_data(client)),
+}
+SOON = 4.0  # timers are set to 2 s
+
+
+def slowloris(server, runs):
+    """Clients that stall in every state, many at once: each is ended by a timer, and an honest client does not notice."""
+    target = server.front(timers=True)
+    each = max(1, min(runs // 50, 20))
+
+    def stall(name):
+        try:
+            with Client(target) as client:
+                STALLS[name](client)
+                started = time.monotonic()
+                while client.more(SOON) is not None and time.monotonic() < started + SOON:
+                    with contextlib.suppress(OSError):
+                        if client.more(0.01) == b"":
+                            break
+                took = time.monotonic() - started
+                return f"{name}: not ended within {SOON:g} s" if took >= SOON else None
+        except (Broken, OSError, ssl.SSLError) as error:
+            return f"{name}: {error}"
+
+    threads = len(STALLS) * each
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        stalled = [pool.submit(stall, name) for name in STALLS for _ in range(each)]
+        started = time.monotonic()
+        with Client(target) as honest:
+            honest.starttls()
+            honest.ask(b"EHLO c", b"250")
+            deliver(honest, b"Subject: honest\r\n\r\n")
+            honest.ask(b"QUIT", b"221")
+        took = time.monotonic() - started
+        faults = sorted({fault for each in stalled if (fault := each.result())})
+    expect(not faults, "; ".join(faults))
+    expect(took < 5, f"an honest client waited {took:.1f} s")
+    return f"{threads} stalled in {len(STALLS)} states, all ended; an honest letter took {took:.2f} s"
+
+
+def half_open(server, runs):
+    """Many clients stand between the 220 and their ClientHello; an honest one is served, and nothing of theirs stays."""
+    target = server.front()
+    many = min(runs, 1000)
+    opened, started = [], time.monotonic()
+
+    def open_one(_):
+        client = Client(target, 60)
+        handed_over(client)
+        return client
+
+    try:
+        with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+            opened = list(pool.map(open_one, range(many)))
+        took = time.monotonic() - started
+        started = time.monotonic()
+        with Client(target) as honest:
+            honest.starttls()
+            honest.ask(b"EHLO c", b"250")
+            deliver(honest, b"Subject: honest\r\n\r\n")
+            honest.ask(b"QUIT", b"221")
+        honest_took = time.monotonic() - started
+    finally:
+        for client in opened:
+            client.socket.close()
+    wait_for("their processes to end", lambda: not server.stage.sessions(target.name))
+    expect(honest_took < 5, f"an honest client waited {honest_took:.1f} s")
+    return f"{many} open after {took:.1f} s; an honest letter took {honest_took:.2f} s; nothing left"
+
+
+ATTACKS = {
+    "command injection": command_injection,
+    "command injection, race": injection_race,
+    "response injection": response_injection,
+    "session fixation": session_fixation,
+    "transaction kept across TLS": forgets_the_transaction,
+    "EHLO kept across TLS": forgets_the_hello,
+    "smuggled letter": smuggling,
+    "HTTP to the mail port": http,
+    "other ALPN": alpn,
+    "TLS without STARTTLS": first_octets_are_tls,
+    "stalling clients": slowloris,
+    "half-open handshakes": half_open,
+}
+# Where the negative control has no hole: TLS without STARTTLS it does not know, and tcpserver serves as many as come.
+NO_HOLE = {"TLS without STARTTLS", "half-open handshakes"}
+
+
+def attack(server, name, runs):
+    """(whether it held, what was found)"""
+    try:
+        return True, ATTACKS[name](server, runs)
+    except Broken as broken:
+        return False, str(broken)[:400]
+
+
+def main():
+    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    limit(120 + 2 * runs)
+    many_files()
+    failed = 0
+    with Stage() as stage:
+        stage.certificate()
+        server = Wrapper(stage)
+        for name in ATTACKS:
+            started = time.monotonic()
+            held, found = attack(server, name, runs)
+            failed += not held
+            print(f"{name:30} {'held  ' if held else 'BROKEN'} {time.monotonic() - started:6.1f} s  {found}", flush=True)
+        strays = wait_for_none(stage)
+        failed += bool(strays)
+        print(f"{'processes left':30} {'none' if not strays else strays}")
+        seen = [name for name in ATTACKS if name not in NO_HOLE]
+        with concurrent.futures.ThreadPoolExecutor(len(seen)) as pool:
+            found = list(pool.map(lambda name: attack(Leaky(stage, name), name, 1), seen))
+        for name, (held, what) in zip(seen, found):
+            failed += held
+            print(f"control: {name:28} {'NOT SEEN' if held else 'seen'}: {what[:90]}", flush=True)
+    sys.exit(1 if failed else 0)
+
+
+def wait_for_none(stage):
+    """What is left of any session, once all had their time."""
+    with contextlib.suppress(Broken):
+        wait_for("strays to end", lambda: not stage.strays(), 10)
+    return [described(pid) for pid in stage.strays()]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""System calls that fail, limits down to the floor, and processes that are killed or stopped, in real sessions; each run is judged by
+session.py, and what is no verdict there is printed with how to repeat it.
+
+    faults.py [calls] [limits] [signals]   all of these kinds, or none named: all three
+    faults.py --sample N                   so many of all, drawn with a seed that is printed (--seed S draws them again)
+
+A call fails by strace's injection: EINTR, EAGAIN, EMFILE, ENOMEM, EPIPE, ECONNRESET and EIO at the 1st to 20th call of each system call
+that a session without faults makes, in clear and by STARTTLS. Left out are execve (strace's own), exit_group, arch_prctl and
+set_tid_address, which the C library makes before the program begins and which can't fail, and close: what strace makes fail is not
+carried out, while Linux closes the descriptor whatever it returns; and getrandom, which can't fail either, and without which std and
+AWS-LC abort. Two verdicts are added here:
+
+    start     the language's runtime aborted before the program's first statement; nothing had begun
+    memory    an allocation failed, or a stack of less than 64 KiB was full, and the program was aborted; the client sees the end of the connection, PROG the end of its input
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import itertools
+import os
+import random
+import re
+import sys
+import time
+
+import session
+import signals
+from session import Session, check_letters
+from stage import Broken, Stage, children_of, described, expect, limit
+
+ERRORS = ["EINTR", "EAGAIN", "EMFILE", "ENOMEM", "EPIPE", "ECONNRESET", "EIO"]
+MOST = 20
+NOT_OURS = {"execve", "close", "getrandom", "exit_group", "exit", "arch_prctl", "set_tid_address", "rt_sigreturn", "+++", "---"}
+WORKERS = 3
+ABORTS = (-6, -11)
+VERDICTS = ["right", "454", "421", "cut", "start", "memory", "BROKEN"]
+
+
+class Ground:
+    """A stage with a backend, and a queue of its own for PROG and for the backend."""
+
+    def __init__(self, stage):
+        self.stage = stage
+        stage.certificate()
+        self.plain, self.tls = stage.queue("plain"), stage.queue("tls")
+        self.backend = stage.stunnel(self.tls)
+        self.numbers = itertools.count(1)
+
+    def session(self, through=(), **more):
+        argv = self.stage.wrapper(self.backend, *session.TIMERS)
+        return Session(self.stage, argv, self.plain, through, str(next(self.numbers)), **more)
+
+    def deliver(self, by_tls, through=(), cut_is_due=None, stack_too_small=False, **more):
+        """One letter; the verdict. `cut_is_due(session)` says whether an end without a word in the dialogue was to be expected."""
+        run = self.session(through, **more)
+        mark = f"Subject: run {run.tag} of {os.getpid()}\r\n".encode()
+        letter = mark + b"\r\n" + b"\n".join(b"..line %d\r" % n for n in range(200)) + b"\n"
+        try:
+            verdict, accepted = run.deliver(letter, by_tls)
+            code, seconds = run.wait()
+            if code in ABORTS:
+                return self.aborted(run, code, stack_too_small)
+            check_orphans(run)
+        except Broken:
+            run.kill()
+            raise
+        expect(code >= 0 and code != 101, f"exit {code}: {run.said()[-300:]}")
+        expect(seconds < session.BUSY, f"busy: {seconds:.2f} s of a processor")
+        text = letter.replace(b"\r\n..", b"\r\n.")
+        check_letters(mark.strip(), text, by_tls, verdict, accepted, self.plain, self.tls)
+        if verdict == "cut" and run.phase == "snoop":
+            expect(cut_is_due and cut_is_due(run), f"cut in the dialogue, exit {code}: {run.said()[-300:]}")
+        run.log.unlink()
+        return verdict
+
+
+    def aborted(self, run, code, stack_too_small):
+        """The program ended by a signal of its own: before its first statement, or out of memory. PROG, if there was one, hears the end
+        of its input and goes."""
+        signals.wait_for_end(run)
+        if "memory allocation of" in run.said() or stack_too_small:
+            return "memory"
+        expect(run.heard == 0 and "starttls-wrapper[" not in run.said(), f"exit {code}: {run.said()[-300:]}")
+        return "start"
+
+
+def check_orphans(run):
+    """The program is gone: so is its child, reaped."""
+    left = []
+    for pid in children_of(os.getpid()):
+        try:
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+                group = int(stat.read().rsplit(")", 1)[1].split()[3])
+        except OSError:
+            continue
+        if group == run.process.pid != pid:
+            left.append((pid, described(pid)))
+    for pid, _ in left:
+        for act in (lambda: os.kill(pid, 9), lambda: os.waitpid(pid, 0)):
+            try:
+                act()
+            except OSError:
+                pass
+    expect(not left, "left behind:", [about for _, about in left])
+
+
+# ---- system calls
+
+def trace_options(name, error, nth, log):
+    return ["strace", "-o", log, "-e", "signal=none", "-e", f"trace={name}", "-e", f"inject={name}:error={error}:when={nth}"]
+
+
+def calls_made(ground, by_tls):
+    """Name and number of the system calls of a session without faults."""
+    log = ground.stage.folder / "clean.trace"
+    verdict = ground.deliver(by_tls, ["strace", "-o", log])
+    expect(verdict == "right", "a session without faults:", verdict)
+    counted = collections.Counter(line.split("(")[0].split()[0] for line in log.read_text().splitlines() if line.strip())
+    return {name: count for name, count in counted.items() if name not in NOT_OURS}
+
+
+def call_cases(ground):
+    return [
+        ("calls", name, (mode, error, nth))
+        for mode in ("plain", "tls") for name, count in sorted(calls_made(ground, mode == "tls").items())
+        for nth in range(1, min(count, MOST) + 1) for error in ERRORS
+    ]
+
+
+def run_call(ground, name, detail):
+    mode, error, nth = detail
+    log = ground.stage.folder / f"{mode}-{name}-{error}-{nth}.trace"
+
+    def cut_is_due(_):
+        """It was the client's own connection, descriptor 0 or 1, that broke."""
+        injected = [line for line in log.read_text(errors="replace").splitlines() if "(INJECTED)" in line]
+        return any(re.match(r"\w+\((0|1)\b", line) or re.match(r"splice\(\d+, NULL, (0|1)\b", line) for line in injected)
+
+    verdict = ground.deliver(mode == "tls", trace_options(name, error, nth, log), cut_is_due)
+    log.unlink(missing_ok=True)
+    return verdict
+
+
+# ---- limits
+
+LIMITS = (
+    [("nofile", n) for n in range(20, 2, -1)]
+    + [("as", n << 20) for n in (64, 32, 24, 16, 12, 10, 8, 7, 6, 5, 4, 3, 2)]
+    + [("data", n << 10) for n in (16384, 8192, 4096, 2048, 1024, 512, 256, 128, 64, 0)]
+    + [("stack", n << 10) for n in (1024, 256, 128, 64, 32, 16)]
+    + [("fsize", 0), ("sigpending", 0), ("memlock", 0), ("msgqueue", 0), ("core", 0), ("cpu", 1), ("locks", 0), ("nproc", 1)]
+)
+
+
+def limit_cases(_):
+    return [("limits", name, (mode, value)) for name, value in LIMITS for mode in ("plain", "tls")]
+
+
+def run_limit(ground, name, detail):
+    mode, value = detail
+
+    def cut_is_due(run):
+        """So little memory that the program can't even begin."""
+        return name in ("as", "data", "stack") and not run.said()
+
+    return ground.deliver(mode == "tls", ["prlimit", f"--{name}={value}"], cut_is_due, name == "stack" and value < 64 << 10)
+
+
+RUNNERS = {"calls": run_call, "limits": run_limit, "signals": signals.run}
+CASES = {"calls": call_cases, "limits": limit_cases, "signals": signals.cases}
+
+
+def told(case):
+    kind, name, detail = case
+    return f"{kind} {name} {' '.join(map(str, detail))}"
+
+
+def main():
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("kinds", nargs="*", help="calls, limits, signals")
+    arguments.add_argument("--sample", type=int)
+    arguments.add_argument("--seed", type=int, default=None)
+    arguments.add_argument("--only", help="cases whose description, as printed, matches this pattern")
+    options = arguments.parse_args()
+    limit(5400)
+    table, broken, started = collections.defaultdict(collections.Counter), [], time.monotonic()
+    with Stage() as stage:
+        ground = Ground(stage)
+        cases = [case for kind in options.kinds or CASES for case in CASES[kind](ground)]
+        if options.only:
+            cases = [case for case in cases if re.search(options.only, told(case))]
+        if options.sample:
+            seed = options.seed if options.seed is not None else random.randrange(10**6)
+            print(f"seed {seed}")
+            cases = random.Random(seed).sample(cases, min(options.sample, len(cases)))
+
+        def run(case):
+            try:
+                return case, RUNNERS[case[0]](ground, *case[1:]), ""
+            except Broken as why:
+                return case, "BROKEN", str(why)
+
+        with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+            for case, verdict, why in pool.map(run, cases):
+                table[case[:2]][verdict] += 1
+                if why:
+                    broken.append(f"{told(case)}: {why}")
+                    print(broken[-1], flush=True)
+    print(f"{'':9}{'':18}" + "".join(f"{verdict:>8}" for verdict in VERDICTS))
+    for (kind, name), counted in sorted(table.items()):
+        print(f"{kind:9}{name:18}" + "".join(f"{counted[verdict] or '':>8}" for verdict in VERDICTS))
+    sums = [sum(counted[verdict] for counted in table.values()) for verdict in VERDICTS]
+    print(f"{'in all':9}{sum(sums):<18}" + "".join(f"{number:>8}" for number in sums))
+    print(f"{time.monotonic() - started:.0f} s; {len(broken)} broken")
+    sys.exit(1 if broken else 0)
+
+
+if __name__ == "__main__":
+    main()

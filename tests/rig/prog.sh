@@ -1,0 +1,29 @@
+#!/bin/sh
+# A mail server for what no real one does on demand:
+#   authenticating  takes any AUTH and says in its reply to MAIL whether it has
+#   chatty          goes on talking unasked after EHLO, for a second
+#   stopped         stops itself before its greeting and is the server that the rest of the arguments name once it is continued
+#   stopped-behind-greeting   the same after its greeting; then it knows QUIT and nothing else
+mode=$1
+shift
+say() { printf '%s\r\n' "$*"; }
+case $mode in
+stopped) kill -STOP $$; exec "$@" ;;
+stopped-behind-greeting) say 220 rig; kill -STOP $$ ;;
+*) say 220 rig ;;
+esac
+who=stranger
+while read -r verb _; do
+  case $(printf %s "$verb" | tr -d '\r' | tr '[:lower:]' '[:upper:]') in
+  EHLO)
+    say 250-rig
+    say 250-PIPELINING
+    say 250 AUTH PLAIN
+    [ "$mode" != chatty ] || { for _ in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; say 250 injected; done & } ;;
+  HELO | NOOP | RSET) say 250 ok ;;
+  AUTH) who=authenticated; say 235 ok ;;
+  MAIL) say 250 "$who" ;;
+  QUIT) say 221 bye; exit ;;
+  *) say 502 no ;;
+  esac
+done

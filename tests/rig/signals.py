@@ -1,0 +1,190 @@
+"""KILL, TERM and STOP for the program, PROG and the backend, in each state of a session with real processes.
+
+A stopped program is continued, and the session must go on where it was. A stopped PROG or backend is silent, and a timer must end
+that. Whatever was hit: the client is not left hanging, hears nothing but whole replies or TLS, and in the end the program, its PROG and
+the backend's are gone, PROG reaped.
+"""
+
+import contextlib
+import os
+import signal
+import time
+
+import session
+from servers import RIG
+from session import Cut, Refused, Session
+from stage import MAILFRONT, Broken, below, children_of, described, expect, wait_for
+
+SIGNALS = {"KILL": signal.SIGKILL, "TERM": signal.SIGTERM, "STOP": signal.SIGSTOP}
+GONE = 8.0  # what is left has so long: timers of 2 s, a farewell of 1 s twice
+PROG = MAILFRONT
+RIG_PROG = str(RIG / "prog.sh")
+STOPPED = [RIG_PROG, "stopped", *MAILFRONT]
+STOPPED_LATER = [RIG_PROG, "stopped-behind-greeting"]
+
+
+def greeted(run):
+    run.reply("220")
+
+
+def helloed(run):
+    greeted(run)
+    run.send(b"EHLO client.example\r\n")
+    run.reply("250")
+
+
+def half_a_line(run):
+    helloed(run)
+    run.send(b"NO")
+
+
+def asked(run):
+    helloed(run)
+    run.send(b"STARTTLS\r\n")
+
+
+def switched(run):
+    asked(run)
+    run.reply("220")
+
+
+def inside(run):
+    switched(run)
+    run.handshake()
+
+
+def in_text(run):
+    helloed(run)
+    text(run)
+
+
+def in_text_inside(run):
+    inside(run)
+    run.send(b"EHLO client.example\r\n")
+    run.reply("250")
+    text(run)
+
+
+def text(run):
+    run.phase = "tls" if run.tls else "relay"
+    run.send(b"MAIL FROM:<a@client.example>\r\nRCPT TO:<b@localhost>\r\nDATA\r\n")
+    run.reply("250")
+    run.reply("250")
+    run.reply("354")
+    run.send(b"Subject: half a letter\r\n")
+
+
+# Name: how the client comes there, PROG before its greeting, the backend's PROG before its greeting or behind it, who can be hit.
+STATES = {
+    "before the greeting": (lambda run: None, STOPPED, PROG, ["program", "prog"]),
+    "dialogue": (helloed, PROG, PROG, ["program", "prog"]),
+    "half a line": (half_a_line, PROG, PROG, ["program", "prog"]),
+    "backend's handshake": (asked, PROG, None, ["program", "prog", "backend"]),
+    "backend's greeting": (asked, PROG, STOPPED, ["program", "prog", "backend"]),
+    "replay": (asked, PROG, STOPPED_LATER, ["program", "prog", "backend"]),
+    "client's handshake": (switched, PROG, PROG, ["program", "backend"]),
+    "gate": (inside, PROG, PROG, ["program", "backend"]),
+    "relay": (in_text, PROG, PROG, ["program", "prog"]),
+    "relay inside TLS": (in_text_inside, PROG, PROG, ["program", "backend"]),
+}
+
+
+def cases(_):
+    return [
+        ("signals", state, (who, name)) for state, (*_, hit) in STATES.items() for who in hit for name in SIGNALS
+    ]
+
+
+def is_stopped(pid):
+    return described(pid).endswith("T")
+
+
+def run(ground, state, detail):
+    """The verdict of one case."""
+    who, name = detail
+    reach, prog, backend_prog, _ = STATES[state]
+    stage = ground.stage
+    tag = f"signal-{next(ground.numbers)}"
+    path = RIG_PROG if backend_prog in (STOPPED, STOPPED_LATER) else "/usr/sbin/mailfront"
+    port = stage.stunnel(ground.tls, [path, *(backend_prog or PROG)], tag)
+    stunnel = stage.daemons[tag]
+    if backend_prog is None:
+        os.kill(stunnel.pid, signal.SIGSTOP)  # the kernel still accepts connections for it
+    one = Session(stage, stage.wrapper(port, *session.TIMERS, prog=prog), ground.plain, tag=tag)
+    try:
+        try:
+            reach(one)
+        except (Cut, Refused) as why:
+            raise Broken(f"the state is not reached: {why!r}") from None
+        targets = {
+            "program": lambda: one.process.pid,
+            "prog": lambda: next(iter(children_of(one.process.pid)), None),
+            "backend": lambda: stunnel.pid if backend_prog is None else next(iter(children_of(stunnel.pid)), None),
+        }
+        pid = wait_for(f"the {who}", targets[who], 5)
+        settle(stunnel, one, prog, backend_prog)
+        stopped = [pid for pid in children_of(one.process.pid) if is_stopped(pid)]
+        os.kill(pid, SIGNALS[name])
+        if name == "STOP" and who == "program":
+            wait_for("it to stop", lambda: is_stopped(pid), 5)
+            os.kill(pid, signal.SIGCONT)
+        if name == "KILL" and who == "program":
+            for each in stopped:  # or nothing would ever make it notice
+                os.kill(each, signal.SIGCONT)
+        verdict = follow(one)
+        one.wait()
+        wait_for_end(one)
+        return verdict
+    finally:
+        one.kill()
+        for pid in [*below(stunnel.pid), stunnel.pid]:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        stunnel.wait()
+        del stage.daemons[tag]
+        one.log.unlink(missing_ok=True)
+        (stage.folder / f"{tag}.log").unlink(missing_ok=True)
+
+
+def settle(stunnel, one, prog, backend_prog):
+    """Waits until the processes that stop themselves have."""
+    if prog == STOPPED:
+        wait_for("PROG to stop", lambda: any(map(is_stopped, children_of(one.process.pid))), 5)
+    if backend_prog in (STOPPED, STOPPED_LATER):
+        wait_for("the backend to stop", lambda: any(map(is_stopped, below(stunnel.pid))), 5)
+
+
+def follow(one):
+    """What the client sees until the end: whole replies, or TLS."""
+    verdict = "cut"
+    try:
+        while True:
+            try:
+                one.reply("220", "221", "250", "354", "500", "502", "503")
+                verdict = "right" if verdict == "cut" else verdict
+                one.send(b"\r\n.\r\nQUIT\r\n")
+            except Refused as why:
+                verdict = str(why)[:3]
+                one.send(b"QUIT\r\n")
+    except Cut as cut:
+        expect(not cut.octets or one.phase != "snoop", "cut inside a reply:", cut.octets)
+        return verdict
+
+
+def wait_for_end(one):
+    """No process of the session is left, and none is a zombie but for those whose parent was killed."""
+    def left():
+        found = []
+        for pid in children_of(os.getpid()):
+            with contextlib.suppress(OSError, ChildProcessError):
+                if os.getsid(pid) == one.process.pid:
+                    if described(pid).endswith("Z"):
+                        os.waitpid(pid, os.WNOHANG)
+                    else:
+                        found.append(described(pid))
+        return found
+
+    try:
+        wait_for("its processes to end", lambda: not left(), GONE)
+    except Broken:
+        raise Broken(f"left behind: {left()}") from None
