@@ -2,6 +2,7 @@
 # A mail server for what no real one does on demand:
 #   authenticating  takes any AUTH and says in its reply to MAIL whether it has
 #   chatty          goes on talking unasked after EHLO, for a second
+#   hashing N       tells the sha256 of the N octets that follow MAIL
 #   stopped         stops itself before its greeting and is the server that the rest of the arguments name once it is continued
 #   stopped-behind-greeting   the same after its greeting; then it knows QUIT and nothing else
 mode=$1
@@ -22,7 +23,9 @@ while read -r verb _; do
     [ "$mode" != chatty ] || { for _ in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; say 250 injected; done & } ;;
   HELO | NOOP | RSET) say 250 ok ;;
   AUTH) who=authenticated; say 235 ok ;;
-  MAIL) say 250 "$who" ;;
+  MAIL)
+    say 250 "$who"
+    [ "$mode" != hashing ] || { say 250 "$(head -c "$1" | openssl dgst -sha256 -r)"; exit; } ;;
   QUIT) say 221 bye; exit ;;
   *) say 502 no ;;
   esac

@@ -1,0 +1,266 @@
+"""Mixed real sessions at full speed under tcpserver, and long transfers in clear and inside TLS.
+
+    soak.py MINUTES [GIB]    so long (fractions will do), and so many GiB each way of relaying (default: one for each minute, 10 at most)
+
+Sessions are drawn at random: a letter in clear, by STARTTLS with TLS 1.2 or 1.3, one broken off by a reset or a close somewhere, and one
+that misbehaves. Every reply is checked, every accepted letter is found again with its sha256, each kind in its own queue. What must
+stay flat is sampled each second: descriptors and memory of tcpserver, zombies; of a transfer's own program: descriptors and memory.
+Exit codes come from tcpserver's log.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import hashlib
+import os
+import pathlib
+import random
+import re
+import ssl
+import sys
+import threading
+import time
+
+from servers import RIG, Target
+from smtp import Client, deliver, tls_context
+from stage import Broken, Stage, below, described, expect, limit, many_files, wait_for
+
+WORKERS = 6
+GIB = 1 << 30
+CONTEXTS = [tls_context(ssl.TLSVersion.TLSv1_2), tls_context(ssl.TLSVersion.TLSv1_3)]
+FLAT = 512  # KiB that a program's memory may grow once it is at work
+
+
+def letter(rng):
+    """A letter of up to 100 KB whose subject is the sha256 of its lines; as it is on the wire, without the last dot."""
+    lines = [bytes(rng.choices(b".abcdefgh \t=", k=rng.randint(0, 70))) for _ in range(rng.choice([1, 10, 100, 1500]))]
+    lines = [line.rstrip() + b"x" for line in lines]
+    digest = hashlib.sha256(b"\n".join(lines)).hexdigest().encode()
+    stuffed = [b"." + line if line.startswith(b".") else line for line in lines]
+    return b"\r\n".join([b"Subject: " + digest, b"", *stuffed]) + b"\r\n"
+
+
+def is_whole(entry):
+    """An entry of a queue is a letter of ours, unharmed."""
+    found = re.search(rb"Subject: ([0-9a-f]{64})\n\n(.*)\n\Z", entry, re.S)
+    return bool(found) and hashlib.sha256(found[2]).hexdigest().encode() == found[1]
+
+
+def in_clear(target, rng):
+    with Client(target) as client:
+        client.greeting()
+        client.ask(b"EHLO client.example", b"250")
+        for _ in range(rng.randint(0, 3)):
+            client.ask(rng.choice([b"NOOP", b"RSET", b"VRFY x", b"HELP"]))
+        deliver(client, letter(rng))
+        client.ask(b"QUIT", b"221")
+        expect(not client.rest(), "more after the 221")
+    return "clear"
+
+
+def by_starttls(target, rng):
+    with Client(target) as client:
+        client.starttls(rng.choice(CONTEXTS))
+        reply = client.ask(b"EHLO client.example", b"250")
+        expect(b"STARTTLS" not in reply, "STARTTLS inside TLS:", reply)
+        for _ in range(rng.randint(1, 2)):
+            deliver(client, letter(rng))
+        client.ask(b"QUIT", b"221")
+        client.end_of_tls()
+    return "tls"
+
+
+def broken_off(target, rng):
+    """Goes without a word at a random place, never behind a letter's end."""
+    with Client(target) as client:
+        steps = [
+            lambda: client.greeting(), lambda: client.ask(b"EHLO client.example", b"250"), lambda: client.send(b"NOO"),
+        ] if rng.random() < 0.4 else [
+            lambda: client.greeting(), lambda: client.ask(b"EHLO client.example", b"250"), lambda: client.ask(b"STARTTLS", b"220"),
+            lambda: client.send(b"\x16\x03\x01\x02\x00\x01"),
+        ] if rng.random() < 0.5 else [
+            lambda: client.starttls(), lambda: client.ask(b"EHLO client.example", b"250"),
+            lambda: client.ask(b"MAIL FROM:<a@client.example>", b"250"), lambda: client.ask(b"RCPT TO:<b@localhost>", b"250"),
+            lambda: client.ask(b"DATA", b"354"), lambda: client.send(b"Subject: half\r\n"),
+        ]
+        for step in steps[: rng.randint(0, len(steps))]:
+            step()
+        if rng.random() < 0.5:
+            client.reset()
+    return "broken off"
+
+
+def misbehaving(target, rng):
+    """What the program turns away; each with its reply."""
+    request, code = rng.choice([
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"421"), (b"\x16\x03\x01\x02\x00\x01\x00", b"421"),
+        (b"STARTTLS\r\nEHLO x\r\n", b"421"), (b"NOOP\0\r\n" * 11, b"500"), (b"STARTTLS now\r\n", b"501"),
+        (b"XCLIENT ADDR=127.0.0.1\r\n", b"550"), (b"x" * 5000 + b"\r\n", b"500"),
+    ])
+    with Client(target) as client:
+        client.greeting()
+        client.ask(b"EHLO client.example", b"250")
+        client.send(request)
+        reply = client.reply()
+        expect(reply.startswith(code), request[:20], "was answered", reply)
+    return "misbehaving"
+
+
+KINDS = [in_clear] * 4 + [by_starttls] * 4 + [broken_off] * 2 + [misbehaving]
+
+
+class Janitor(threading.Thread):
+    """Takes letters out of the queues and checks them."""
+
+    def __init__(self, queues):
+        super().__init__(daemon=True)
+        self.queues, self.found, self.bad, self.done = queues, collections.Counter(), 0, False
+
+    def run(self):
+        while not self.done:
+            self.sweep()
+            time.sleep(0.5)
+
+    def sweep(self):
+        for kind, queue in self.queues.items():
+            for file in (queue.folder / "new").iterdir():
+                self.bad += not is_whole(file.read_bytes())
+                self.found[kind] += 1
+                file.unlink()
+
+
+def memory(pid):
+    """VmRSS in KiB."""
+    with contextlib.suppress(OSError, AttributeError):
+        return int(re.search(r"VmRSS:\s*(\d+)", pathlib.Path(f"/proc/{pid}/status").read_text())[1])
+    return 0
+
+
+def descriptors(pid):
+    with contextlib.suppress(OSError):
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    return 0
+
+
+def sessions(stage, seconds):
+    """The mixed sessions."""
+    queues = {"clear": stage.queue("clear"), "tls": stage.queue("tls")}
+    backend = stage.stunnel(queues["tls"])
+    port = stage.tcpserver("front", stage.wrapper(backend), queues["clear"])
+    target, tcpserver = Target("front", stage.address, port, []), stage.daemons["front"].pid
+    janitor = Janitor(queues)
+    janitor.start()
+    until, counted, errors, accepted = time.monotonic() + seconds, collections.Counter(), [], collections.Counter()
+    samples, zombies = [], collections.Counter()
+
+    def work(number):
+        rng = random.Random(number)
+        while time.monotonic() < until and len(errors) < 20:
+            kind = rng.choice(KINDS)
+            try:
+                with_letters(kind, rng)
+            except (Broken, OSError, ssl.SSLError) as error:
+                errors.append(f"{kind.__name__}: {error!r}")
+
+    def with_letters(kind, rng):
+        state = rng.getstate()
+        counted[kind(target, rng)] += 1
+        if kind is in_clear:
+            accepted["clear"] += 1
+        elif kind is by_starttls:
+            rng.setstate(state)
+            rng.choice(CONTEXTS)
+            accepted["tls"] += rng.randint(1, 2)
+
+    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+        working = [pool.submit(work, number) for number in range(WORKERS)]
+        last = set()
+        while not all(each.done() for each in working):
+            samples.append((descriptors(tcpserver), memory(tcpserver)))
+            now = {about for pid in below(tcpserver) if (about := described(pid)).endswith("Z")}
+            zombies.update(now & last)  # seen twice, a second apart
+            last = now
+            time.sleep(1)
+        for each in working:
+            each.result()
+    wait_for("the last sessions to end", lambda: not stage.sessions("front"), 60)
+    wait_for("the backend's sessions to end", lambda: not below(stage.daemons["stunnel"].pid), 60)
+    janitor.done = True
+    janitor.join()
+    janitor.sweep()
+    codes = collections.Counter(
+        int(status) for status in re.findall(r"^tcpserver: end \d+ status (\d+)", stage.log("front"), re.M))
+    strays = [described(pid) for pid in stage.strays()]
+    print(f"sessions: {sum(counted.values())} in {seconds:.0f} s ({sum(counted.values()) / seconds:.0f} a second): {dict(counted)}")
+    print(f"letters accepted {dict(accepted)}, found {dict(janitor.found)}, damaged {janitor.bad}")
+    print(f"exit codes: { {code >> 8 if code & 255 == 0 else f'signal {code & 127}': number for code, number in codes.items()} }")
+    half = samples[len(samples) // 4:] or samples
+    grown = max(rss for _, rss in half) - half[0][1]
+    print(f"tcpserver: {samples[0][0]} to {max(fds for fds, _ in samples)} descriptors, memory grown by {grown} KiB")
+    print(f"zombies: {dict(zombies) or 'none'}; left behind: {strays or 'none'}; protocol errors: {len(errors)}")
+    expect(not errors, "protocol errors:", *errors[:5])
+    expect(janitor.found == accepted and not janitor.bad, "letters lost, doubled or damaged")
+    expect(set(codes) <= {0, 1 << 8, 98 << 8}, "exit codes", codes)
+    expect(not zombies and not strays, "processes left")
+    expect(max(fds for fds, _ in samples) - samples[0][0] <= 1 and grown < FLAT, "not flat")
+
+
+def transfer(stage, octets, by_tls):
+    """Relays so many octets; PROG's sha256 must be ours."""
+    queue = stage.queue(f"bulk-{by_tls}")
+    prog = [str(RIG / "prog.sh"), "hashing", str(octets)]
+    name = f"bulk-{'tls' if by_tls else 'clear'}"
+    backend = stage.stunnel(queue, [prog[0], *prog], f"{name}-backend")
+    port = stage.tcpserver(name, stage.wrapper(backend, prog=prog), queue)
+    digest, block, sent, samples = hashlib.sha256(), bytearray(os.urandom(1 << 18)), 0, []
+    with Client(Target(name, stage.address, port, []), 300) as client:
+        if by_tls:
+            client.starttls()
+        else:
+            client.greeting()
+        client.ask(b"EHLO client.example", b"250")
+        client.ask(b"MAIL FROM:<a@client.example>", b"250")
+        program = wait_for("the program", lambda: stage.sessions(name))[0]
+        started = next_sample = time.monotonic()
+        while sent < octets:
+            block[:8] = sent.to_bytes(8, "big")
+            piece = memoryview(block)[: min(len(block), octets - sent)]
+            digest.update(piece)
+            client.send(piece)
+            sent += len(piece)
+            if time.monotonic() > next_sample:
+                samples.append((descriptors(program), memory(program)))
+                next_sample += 0.2
+        reply = client.reply()
+        took = time.monotonic() - started
+    expect(digest.hexdigest().encode() in reply, f"sha256 {digest.hexdigest()}, PROG's {reply}")
+    half = samples[len(samples) // 4:]
+    grown = max(rss for _, rss in half) - half[0][1]
+    fds = {fds for fds, _ in half}
+    print(f"{octets / GIB:g} GiB {'inside TLS' if by_tls else 'in clear'}: sha256 equal; {octets / took / (1 << 20):.0f} MiB/s; "
+          f"memory grown by {grown} KiB to {half[-1][1]} KiB, descriptors {sorted(fds)}", flush=True)
+    expect(grown <= FLAT and len(fds) == 1, "not flat")
+
+
+def main():
+    minutes = float(sys.argv[1])
+    gib = float(sys.argv[2]) if len(sys.argv) > 2 else min(minutes, 10)
+    limit(int(minutes * 60 + 300 + gib * 120))
+    many_files()
+    failed = False
+    with Stage() as stage:
+        stage.certificate()
+        for act in (
+            lambda: sessions(stage, minutes * 60), lambda: transfer(stage, int(gib * GIB), False),
+            lambda: transfer(stage, int(gib * GIB), True),
+        ):
+            try:
+                act()
+            except Broken as broken:
+                failed = True
+                print(f"BROKEN: {broken}", flush=True)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
