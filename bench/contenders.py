@@ -128,6 +128,10 @@ listen smtp
 """, ["haproxy", "-db", "-q", "-f", "{file}"])
 
 
+# The defaults of Debian's version stop at TLS 1.2 and resume nothing.
+NGINX_TLS = "ssl_protocols TLSv1.2 TLSv1.3; ssl_session_cache shared:tls:1m;"
+
+
 def nginx(block, module):
     return configured("nginx", lambda stage, port, behind: f"""\
 load_module /usr/lib/nginx/modules/ngx_{module}_module.so;
@@ -143,7 +147,7 @@ def nginx_stream(secure):
     return nginx(lambda stage, port, behind: f"""\
 stream {{ server {{
   listen 127.0.0.1:{port} backlog=1100 {secure};
-  {f"ssl_certificate {stage.cert}; ssl_certificate_key {stage.key}; ssl_session_cache shared:tls:1m;" if secure else ""}
+  {f"ssl_certificate {stage.cert}; ssl_certificate_key {stage.key}; {NGINX_TLS}" if secure else ""}
   proxy_pass 127.0.0.1:{behind};
 }} }}
 """, "stream")
@@ -176,7 +180,7 @@ mail {{
     starttls on;
     ssl_certificate {stage.cert};
     ssl_certificate_key {stage.key};
-    ssl_session_cache shared:tls:1m;
+    {NGINX_TLS}
   }}
 }}
 """

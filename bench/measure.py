@@ -284,11 +284,11 @@ class Running:
 
 class Door:
     """A UCSPI server of our own, one session at a time, that tells what the very process it starts has used, without its children:
-    the wrapper alone. Processor time and switches are read when it has ended and before it is reaped."""
+    the wrapper alone. Its clock is read when it has ended and before it is reaped."""
 
     def __init__(self, running, command):
         self.running, self.command = running, [str(word) for word in command]
-        self.milliseconds, self.switched = [], []
+        self.milliseconds = []
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port = self.listener.getsockname()[1]
         self.thread = threading.Thread(target=self.serve, daemon=True)
@@ -309,8 +309,7 @@ class Door:
             pid = os.posix_spawnp(self.command[0], self.command, self.running.stage.env, file_actions=actions)
             session.close()
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-            self.milliseconds.append(int(read(pid, "schedstat").split()[0]) / 1e6)
-            self.switched.append(switches(pid))
+            self.milliseconds.append(clock(pid) / 1e6)
             os.waitpid(pid, 0)
 
     def __exit__(self, *_):

@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import tempfile
@@ -167,6 +168,19 @@ class Accounting(unittest.TestCase):
                 time.sleep(0.05)
                 run.ready()
             self.assertLess(run.usage.seconds, 0.05)
+
+
+    def test_the_door_counts_all_threads_of_what_it_starts_and_no_children(self):
+        program = ("import subprocess, sys, threading, time\n"
+                   "def burn():\n  while time.thread_time() < 0.1: pass\n"
+                   f"subprocess.run([sys.executable, '-c', {BURN!r}])\n"
+                   "threads = [threading.Thread(target=burn) for _ in range(2)]\n"
+                   "for one in threads: one.start()\nfor one in threads: one.join()")
+        with tempfile.TemporaryDirectory() as folder, measure.Running(self.stage(folder)) as run:
+            with measure.Door(run, [sys.executable, "-c", program]) as door:
+                with socket.create_connection(("127.0.0.1", door.port)) as session:
+                    session.recv(1)  # its end
+            self.assertAlmostEqual(door.milliseconds[0], 230, delta=80)  # the interpreter's start is some 30
 
 
 class Run(unittest.TestCase):
