@@ -36,10 +36,11 @@ class Figure:
 class Table:
     """Rows are contenders, columns are (key, heading, digits). Values come round by round, `add`ed in any order.
 
-    `picture` names the columns that are drawn; `limit` the contender that is the line in the picture, if there is one."""
+    `picture` names the columns that are drawn; `limit` the contender that is the line in the picture, if there is one; or the
+    line is at a value, `line`."""
 
-    def __init__(self, name, title, columns, picture=(), limit="bare"):
-        self.name, self.title, self.columns, self.picture, self.limit = name, title, columns, picture, limit
+    def __init__(self, name, title, columns, picture=(), limit="bare", line=None):
+        self.name, self.title, self.columns, self.picture, self.limit, self.line = name, title, columns, picture, limit, line
         self.rows, self.failures, self.notes, self.goals = {}, {}, [], []
 
     def add(self, row, **values):
@@ -113,7 +114,7 @@ class Table:
     def bars(self, key):
         """(name, median, low, high) of each row that has this column, without the limit's; and the limit's median."""
         figures = [(row, figure) for row in self.rows if (figure := self.figure(row, key))]
-        limit = next((figure.median for row, figure in figures if row == self.limit), None)
+        limit = next((figure.median for row, figure in figures if row == self.limit), self.line)
         return [(row, one.median, one.low, one.high) for row, one in figures if row != self.limit], limit
 
     def heading(self, key):

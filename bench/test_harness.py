@@ -72,6 +72,9 @@ class Tables(unittest.TestCase):
     def test_the_limit_is_a_line_and_no_bar(self):
         rows, limit = self.table().bars("tree")
         self.assertEqual(([name for name, *_ in rows], limit), (["ours"], 1.1))
+        table = Table("ratios", "Ratios", [("ratio", "copy / splice", 2)], limit=None, line=1.0)
+        table.add("64 B", ratio=0.9)
+        self.assertEqual(table.bars("ratio"), ([("64 B", 0.9, 0.9, 0.9)], 1.0))
 
 
 class Pictures(unittest.TestCase):
@@ -104,11 +107,13 @@ class Pictures(unittest.TestCase):
 
 class Crossing(unittest.TestCase):
     def test_where_splice_begins_to_be_cheaper(self):
-        ratios = lambda *values: [(64 << (2 * step), Figure([value], 2)) for step, value in enumerate(values)]
-        self.assertIn("from 1 KiB on", crossing(ratios(0.8, 0.9, 1.2, 3)))
-        self.assertIn("from 1 KiB on", crossing(ratios(1.8, 0.9, 1.2, 3)))
-        self.assertIn("at every size", crossing(ratios(1.1, 1.2)))
-        self.assertIn("not the cheaper one", crossing(ratios(1.1, 0.9)))
+        ratios = lambda *values: [(64 << (2 * step), Figure(value, 2)) for step, value in enumerate(values)]
+        self.assertEqual(crossing(ratios([0.7, 0.9], [0.9, 1.1], [1.1, 1.2], [3, 4])),
+                         "cheaper in every round: splice at 1 KiB, 4 KiB; copy at 64 B; splice from 1 KiB on")
+        self.assertEqual(crossing(ratios([1.1, 1.2], [0.9, 0.9], [1.2, 1.2])),
+                         "cheaper in every round: splice at 64 B, 1 KiB; copy at 256 B; splice from 1 KiB on")
+        self.assertEqual(crossing(ratios([1.1, 1.2], [0.9, 1.3])),
+                         "cheaper in every round: splice at 64 B; copy at nowhere; splice not at the largest size")
 
 
 BURN = "import time\nwhile time.process_time() < 0.2: pass"

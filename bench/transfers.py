@@ -139,7 +139,7 @@ def splice_or_copy(stage, _):
 
 def chunk_table(stage, fields, sizes, name, title, unit, cost):
     columns = [*((one.name, f"{one.name}, {unit}", 1) for one in fields), ("ratio", "copy / splice", 2)]
-    table = Table(name, title, columns, limit=None, picture=("ratio",))
+    table = Table(name, title, columns, picture=("ratio",), limit=None, line=1.0)
     rounds = 2 if stage.quick else 5
     for number in range(rounds):
         for size in sizes:
@@ -165,18 +165,18 @@ def chunk_streamed(stage, contender, size):
 
 
 def crossing(ratios):
-    """From which size on splice is cheaper than copy (ratio above one) all the way up."""
-    known = [(size, figure.median) for size, figure in ratios if figure]
+    """Where which is cheaper in every round, by copy / splice; and from which size on it is splice all the way up."""
+    known = [(size, figure) for size, figure in ratios if figure]
+    splice = [size for size, figure in known if figure.low > 1]
+    copy = [size for size, figure in known if figure.high < 1]
     cheaper = None
-    for size, ratio in reversed(known):
-        if ratio <= 1:
+    for size, _ in reversed(known):
+        if size not in splice:
             break
         cheaper = size
-    if cheaper is None:
-        return "splice is not the cheaper one at the largest size"
-    if cheaper == known[0][0]:
-        return "splice is cheaper at every size"
-    return f"splice is cheaper from {written(cheaper)} on, and not right below that"
+    listed = lambda sizes: ", ".join(map(written, sizes)) or "nowhere"
+    return (f"cheaper in every round: splice at {listed(splice)}; copy at {listed(copy)}; "
+            + (f"splice from {written(cheaper)} on" if cheaper else "splice not at the largest size"))
 
 
 def written(size):
