@@ -55,7 +55,7 @@ def ours(stage):
 # --- peers that start a process for each session ----------------------------------------------------------------------------
 
 def tlswrapper(run, prog):
-    return run.tcpserver(["tlswrapper", "-Q", "-n", "-f", run.stage.pem, "tlswrapper-smtp", *prog])
+    return run.tcpserver(["tlswrapper", "-Q", "-n", "-f", run.stage.pem, "tlswrapper-smtp", "-T", "300", *prog])
 
 
 def socat(run, prog):
@@ -197,7 +197,7 @@ def everyone(stage, strangers):
     mail = nginx(nginx_mail, "mail")
     splice = "option splice-request\n  option splice-response"
     peers = [
-        Contender("tlswrapper", dict.fromkeys(("plain", "starttls"), tlswrapper), note="tlswrapper -n with tlswrapper-smtp"),
+        Contender("tlswrapper", dict.fromkeys(("plain", "starttls"), tlswrapper), note="tlswrapper -n with tlswrapper-smtp -T 300 (its 15 s would end idle sessions)"),
         Contender("stunnel", {"starttls": stunnel("protocol = smtp")}, note="protocol = smtp; drops clients that want plaintext"),
         Contender("stunnel implicit", {"implicit": stunnel("")}, note="TLS from the first octet, no STARTTLS"),
         Contender("nginx mail", {"plain": mail, "starttls": mail},
