@@ -188,6 +188,16 @@ class Accounting(unittest.TestCase):
             self.assertAlmostEqual(door.milliseconds[0], 230, delta=80)  # the interpreter's start is some 30
 
 
+    def test_a_daemon_that_does_not_start_says_its_last_words(self):
+        with tempfile.TemporaryDirectory() as folder:
+            stage = self.stage(folder)
+            stage.last_error = lambda: pathlib.Path(stage.errors).read_text().strip()
+            began = time.monotonic()
+            with self.assertRaisesRegex(measure.Failure, "does not start: no such directive"), measure.Running(stage) as run:
+                run.daemon(["/bin/sh", "-c", "echo no such directive >&2; exit 1"], measure.free_port())
+            self.assertLess(time.monotonic() - began, 10)
+
+
 class Run(unittest.TestCase):
     def test_a_run_has_its_rows_and_a_peer_that_is_missing_says_so(self):
         command = [HOME / "bench/run", "--quick", "--dev", "--only", "ours", "--only", "stunnel", "session", "absent=/no/such/program"]
