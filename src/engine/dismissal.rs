@@ -54,7 +54,11 @@ impl Dismissal {
         if let Some(stdout) = &mut stdout {
             stdout.unwatch(registry);
         }
-        let is_reaped = child.try_reap().is_ok_and(|status| status.is_some());
+        let ended = child.try_reap().ok().flatten();
+        if let Some(status) = ended {
+            debug!("child {} ended: {status}", child.pid().as_raw_nonzero());
+        }
+        let is_reaped = ended.is_some();
         let exit = if !is_reaped { watch_exit(&child, registry) } else { None };
         Self { child, _stdout: stdout, exit, stage: Stage::Asked, due: now + patience, patience, is_reaped }
     }
