@@ -227,7 +227,8 @@ impl Conn {
         let dial = self.dial.as_ref().and_then(Dial::deadline);
         let linger = self.client.as_ref().and(self.linger.as_ref()).map(Linger::deadline);
         let dismissal = self.dismissal.as_ref().and_then(Dismissal::deadline);
-        [session, dial, linger, dismissal, self.trim].into_iter().flatten().min()
+        let batch = self.relay.as_ref().and_then(|relay| relay.batch.deadline());
+        [session, dial, linger, dismissal, batch, self.trim].into_iter().flatten().min()
     }
 
     /// Does all that can be done now.

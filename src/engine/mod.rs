@@ -3,6 +3,7 @@
 //! [`Conn::drive`] is the one function that decides what to read and write next; this file only waits. An idle session is
 //! one `epoll_wait` without anything else: no tick, no polling.
 
+mod batch;
 mod bridge;
 mod closing;
 mod conn;

@@ -81,6 +81,11 @@ impl Conn {
             }
         }
         let (moved_in, moved_out) = (relay.to_server.moved - before_in, relay.to_client.moved - before_out);
+        if client.is_over || self.child_out.is_none() {
+            relay.batch.end(&client.input);
+        } else {
+            relay.batch.note(&client.input, moved_in, moved_out, now);
+        }
         self.tally.received += moved_in;
         self.tally.sent += moved_out;
         if moved_in + moved_out > 0 {

@@ -14,6 +14,8 @@ use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown, sockopt};
 
+use super::raw;
+
 /// What a dialogue moves at a time. A pipe that is full of less wakes the pump when it is read.
 const LITTLE: usize = 4096;
 
@@ -177,6 +179,13 @@ impl End {
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
+        }
+    }
+
+    /// Asks to be told of a socket's octets when there are so many, or its end. What the kernel can't do it leaves.
+    pub fn wake_for(&self, octets: usize) {
+        if self.is_socket {
+            raw::wake_for(self.fd.as_fd(), i32::try_from(octets).unwrap_or(i32::MAX));
         }
     }
 

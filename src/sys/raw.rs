@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::libc;
 use nix::sys::signal::{SigHandler, Signal};
@@ -56,6 +56,20 @@ pub(super) fn default_dispositions() -> nix::Result<()> {
 }
 
 extern "C" fn on_full_file(_: libc::c_int) {}
+
+/// Sets how many octets make a socket readable (SO_RCVLOWAT). A refusal leaves it as it is.
+pub(super) fn wake_for(socket: BorrowedFd<'_>, octets: i32) {
+    // SAFETY: the pointer is to an i32 of ours that outlives the call, and the length is its size.
+    unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            (&raw const octets).cast(),
+            size_of::<i32>() as libc::socklen_t,
+        );
+    }
+}
 
 /// Ends the process at once: no destructor, no exit handler.
 pub fn exit_now(code: u8) -> ! {

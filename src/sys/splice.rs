@@ -9,9 +9,9 @@ use rustix::pipe::{SpliceFlags, fcntl_setpipe_size};
 /// The most that is asked for in one call. The kernel takes what the pipe has room for; over 2 GiB it refuses.
 const MOST: usize = 1 << 20;
 
-/// What a pipe is grown to once bulk is seen: with segments of 1500 octets the default's 16 slots hold 23 KiB. Measured
-/// best between 64 KiB and 1 MiB.
-const BULK: usize = 256 * 1024;
+/// What a pipe is grown to once bulk is seen: with segments of 1500 octets the default's 16 slots hold 23 KiB. It holds what
+/// `engine::batch` has a long letter come in.
+pub const BULK: usize = 512 * 1024;
 
 /// What one call did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

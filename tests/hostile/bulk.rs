@@ -73,18 +73,24 @@ fn every_octet_passes_the_tls_relay_and_memory_stays_flat() {
     assert_eq!(door.code(), 0);
 }
 
-/// A relay under strace(1) with `arguments`, and what strace has written once it is over.
+/// A relay under strace(1) with `arguments`, that passes `total` octets each way; what strace has written of it.
 fn traced(arguments: &[&str], total: u64) -> String {
+    strace(arguments, |Standing { door, child, .. }| {
+        both_ways(door.client.as_mut().unwrap(), &mut child.wire(), total);
+        let client = door.client.as_mut().unwrap();
+        client.end();
+        child.get_end().unwrap();
+        child.exit(0);
+        assert_eq!(client.get_end(), Ok(End::Clean));
+    })
+}
+
+/// A plaintext relay under strace(1) with `arguments`, that is over after `session`; what strace has written of it.
+pub(crate) fn strace(arguments: &[&str], session: impl FnOnce(&mut Standing)) -> String {
     let trace = Trace::of(arguments);
-    let standing = Standing::at(At::RelayPlain, &Start { through: &trace.through(), ..Start::default() });
-    let Standing { mut door, mut child, .. } = standing;
-    both_ways(door.client.as_mut().unwrap(), &mut child.wire(), total);
-    let client = door.client.as_mut().unwrap();
-    client.end();
-    child.get_end().unwrap();
-    child.exit(0);
-    assert_eq!(client.get_end(), Ok(End::Clean));
-    assert_eq!(door.code(), 0);
+    let mut standing = Standing::at(At::RelayPlain, &Start { through: &trace.through(), ..Start::default() });
+    session(&mut standing);
+    assert_eq!(standing.door.code(), 0);
     let log = trace.log();
     assert!(log.contains("exited with 0"), "{log}");
     log

@@ -6,6 +6,7 @@
 mod support;
 
 mod backends;
+mod batch;
 mod bulk;
 mod children;
 mod clients;

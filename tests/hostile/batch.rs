@@ -1,0 +1,66 @@
+//! A long letter comes in large pieces (src/engine/batch.rs), of which the last octets must not wait for more that never comes.
+
+use crate::bulk::strace;
+use crate::child::Child;
+use crate::door::{Door, Start};
+use crate::octets::Octets;
+use crate::steps::{At, Standing};
+use crate::wire::{End, PATIENCE};
+
+/// Far more than what makes a letter long, and no multiple of a piece.
+const LETTER: u64 = (8 << 20) + 777;
+
+/// One way only: the server says nothing meanwhile, and the client stays when it has sent all.
+fn letter(door: &mut Door, child: &mut Child, seed: u64) {
+    let (client, mut there) = (door.client.as_mut().unwrap(), child.wire());
+    std::thread::scope(|scope| {
+        let server = scope.spawn(move || there.exchange(&mut Octets::none(), &mut Octets::new(seed, LETTER), PATIENCE));
+        client.exchange(&mut Octets::new(seed, LETTER), &mut Octets::none(), PATIENCE).unwrap();
+        server.join().unwrap().unwrap_or_else(|why| panic!("server: {why}"));
+    });
+}
+
+#[test]
+fn the_last_octets_of_a_long_letter_do_not_wait_for_more() {
+    let Standing { mut door, mut child, .. } = Standing::at(At::RelayPlain, &Start::default());
+    letter(&mut door, &mut child, 1);
+    let client = door.client.as_mut().unwrap();
+    // Nor does what follows, a single octet at a time, with and without an answer between.
+    for octet in b"QUIT\r\n" {
+        client.send(&[*octet]);
+        child.get(&[*octet]).unwrap();
+    }
+    child.send(b"221 Bye\r\n");
+    client.get(b"221 Bye\r\n").unwrap();
+    letter(&mut door, &mut child, 2);
+    child.send(b"250 Ok\r\n");
+    let client = door.client.as_mut().unwrap();
+    client.get(b"250 Ok\r\n").unwrap();
+    client.send(b"NOOP\r\n");
+    child.get(b"NOOP\r\n").unwrap();
+    client.end();
+    child.get_end().unwrap();
+    child.exit(0);
+    assert_eq!(door.code(), 0);
+}
+
+#[test]
+fn pieces_are_asked_for_in_a_long_letter_only_and_taken_back_after_it() {
+    let log = strace(&["-e", "trace=setsockopt"], |standing| {
+        let Standing { door, child, .. } = standing;
+        let client = door.client.as_mut().unwrap();
+        client.send(b"NOOP\r\n");
+        child.get(b"NOOP\r\n").unwrap();
+        letter(door, child, 3);
+        child.send(b"250 Ok\r\n");
+        let client = door.client.as_mut().unwrap();
+        client.get(b"250 Ok\r\n").unwrap();
+        client.end();
+        child.get_end().unwrap();
+        child.exit(0);
+        assert_eq!(client.get_end(), Ok(End::Clean));
+    });
+    let asked: Vec<&str> = log.lines().filter(|line| line.contains("SO_RCVLOWAT")).collect();
+    assert!(asked.first().is_some_and(|first| first.contains("[524288]")), "{log}");
+    assert!(asked.last().is_some_and(|last| last.contains("[1]")), "{log}");
+}
