@@ -202,11 +202,13 @@ def smuggling(server, _):
     bare, target = Bare.of(server.stage).front(), server.front()
     for ending in ENDINGS:
         verdict = smuggled(bare, ending, False)
-        for secret in (False, True):
+        for secret in (False, True) if server.has_plaintext else (True,):
             found = smuggled(target, ending, secret)
             where = "inside TLS" if secret else "in clear"
-            expect(found == verdict, f"{ending!r} {where}: bare {verdict}, wrapped {found}")
-    return f"{len(ENDINGS)} endings as the bare child, in clear and inside TLS"
+            same = found == verdict if server.relays_replies else found[1] == verdict[1]
+            expect(same, f"{ending!r} {where}: bare {verdict}, wrapped {found}")
+    what = "replies and letters" if server.relays_replies else "letters"
+    return f"{len(ENDINGS)} endings, {what} as of the bare PROG"
 
 
 BODY = b"EHLO c\r\nMAIL FROM:<a@evil.example>\r\nRCPT TO:<b@localhost>\r\nDATA\r\nSubject: cross\r\n\r\n.\r\nQUIT\r\n"
@@ -353,7 +355,7 @@ def slowloris(server, runs):
 def half_open(server, runs):
     """Many clients stand between the 220 and their ClientHello; an honest one is served, and nothing of theirs stays."""
     target = server.front()
-    many = min(runs, 1000)
+    many, before = min(runs, 1000), len(server.stage.sessions(target.name))
     opened, started = [], time.monotonic()
 
     def open_one(_):
@@ -375,7 +377,7 @@ def half_open(server, runs):
     finally:
         for client in opened:
             client.socket.close()
-    wait_for("their processes to end", lambda: not server.stage.sessions(target.name))
+    wait_for("their processes to end", lambda: len(server.stage.sessions(target.name)) <= before)
     expect(honest_took < 5, f"an honest client waited {honest_took:.1f} s")
     return f"{many} open after {took:.1f} s; an honest letter took {honest_took:.2f} s; nothing left"
 

@@ -1,8 +1,10 @@
 """What the attacks and dialogues are run against: this program, and peers, each put up as its manual says, with any PROG behind it."""
 
 import dataclasses
+import http.server
 import pathlib
 import sys
+import threading
 
 from stage import MAILFRONT
 
@@ -30,8 +32,8 @@ class Server:
     """One way to put STARTTLS before PROG."""
 
     name = ""
-    # Whether its own timers can be set to so few seconds that a rig can wait for them.
-    has_timers = True
+    has_plaintext = True  # a client that does not ask for TLS is served
+    relays_replies = True  # PROG's replies reach the client unchanged
 
     def __init__(self, stage):
         self.stage = stage
@@ -90,3 +92,68 @@ class Leaky(Server):
     def start(self, name, queues, prog, timers):
         argv = [sys.executable, "-I", RIG / "leaky.py", self.stage.cert, self.stage.key, *prog]
         return self.stage.tcpserver(name, argv, queues[0])
+
+
+class Tlswrapper(Server):
+    """tlswrapper and its SMTP helper: TLS and STARTTLS before the same PROG."""
+
+    name = "tlswrapper-smtp"
+    relays_replies = False  # it puts an id behind each
+
+    def start(self, name, queues, prog, timers):
+        seconds = ["-t", "2", "-T", "2"] if timers else []
+        argv = ["tlswrapper", "-q", "-n", *seconds, "-f", self.stage.folder / "both.pem", "tlswrapper-smtp", "-q", *seconds, *prog]
+        return self.stage.tcpserver(name, argv, queues[0])
+
+
+class Stunnel(Server):
+    """stunnel with `protocol = smtp`, which has STARTTLS alone and no plaintext."""
+
+    name = "stunnel"
+    has_plaintext = False
+    relays_replies = False  # greeting and EHLO are its own
+
+    def start(self, name, queues, prog, timers):
+        behind = self.stage.tcpserver(f"{name}-behind", prog, queues[0])
+        port = self.stage.port()
+        seconds = "TIMEOUTbusy = 2\nTIMEOUTidle = 2\nTIMEOUTclose = 2\n" if timers else ""
+        file = self.stage.folder / f"{name}.conf"
+        file.write_text(
+            f"foreground = yes\npid =\nsyslog = no\ndebug = 4\n[smtp]\naccept = {self.stage.address}:{port}\nprotocol = smtp\n"
+            f"connect = {self.stage.address}:{behind}\ncert = {self.stage.cert}\nkey = {self.stage.key}\n{seconds}")
+        return self.stage.start(name, ["stunnel4", file], port)
+
+
+class Nginx(Server):
+    """nginx's mail proxy, told by a small HTTP service where PROG is."""
+
+    name = "nginx-mail"
+    relays_replies = False  # up to RCPT they are its own
+
+    def start(self, name, queues, prog, timers):
+        behind = self.stage.tcpserver(f"{name}-behind", prog, queues[0])
+        directory = http.server.ThreadingHTTPServer((self.stage.address, 0), directory_of(self.stage.address, behind))
+        threading.Thread(target=directory.serve_forever, daemon=True).start()
+        port = self.stage.port()
+        file = self.stage.folder / f"{name}.conf"
+        seconds = "timeout 2s; proxy_timeout 2s;" if timers else ""
+        file.write_text(
+            f"load_module /usr/lib/nginx/modules/ngx_mail_module.so;\ndaemon off; pid {file}.pid; error_log stderr;\n"
+            f"events {{ worker_connections 4000; }}\nmail {{ server_name rig; auth_http {self.stage.address}:{directory.server_port}/;\n"
+            f"ssl_certificate {self.stage.cert}; ssl_certificate_key {self.stage.key}; {seconds}\n"
+            f"server {{ listen {self.stage.address}:{port}; protocol smtp; smtp_auth none; starttls on; xclient off; }} }}\n")
+        return self.stage.start(name, ["nginx", "-c", file, "-e", "stderr"], port)
+
+
+def directory_of(address, port):
+    class Directory(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            for header, value in (("Auth-Status", "OK"), ("Auth-Server", address), ("Auth-Port", port)):
+                self.send_header(header, str(value))
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    return Directory

@@ -1,0 +1,89 @@
+"""The attacks of attacks.py on the program and on the peers that Debian packages, as a table for tests/PEERS.md.
+
+A peer is judged by what it claims or what the RFC that it implements demands of it; where neither does, its cell is a dash, and what
+happened is told below the table without a verdict.
+"""
+
+import subprocess
+import sys
+
+import attacks
+from servers import Nginx, Stunnel, Tlswrapper, Wrapper
+from stage import Stage, limit, many_files, program
+
+TRIES = 3  # so often a peer must fail, one after the other
+SERVERS = [Wrapper, Tlswrapper, Stunnel, Nginx]
+PACKAGES = {"tlswrapper-smtp": "tlswrapper", "stunnel": "stunnel4", "nginx-mail": "nginx"}
+# The rule of each attack, and whose rule it is.
+RULES = {
+    "command injection": "nothing sent in clear is run inside TLS (RFC 3207, 4.2 and 6; CVE-2011-0411)",
+    "command injection, race": "the same, the octets in a segment of their own",
+    "response injection": "nothing is said in clear behind the 220, nor inside TLS unasked (RFC 3207, 4.2)",
+    "session fixation": "who logged in before TLS is a stranger inside it (RFC 3207, 4.2)",
+    "transaction kept across TLS": "a MAIL from before TLS is forgotten (RFC 3207, 4.2)",
+    "EHLO kept across TLS": "MAIL without EHLO inside TLS is refused",
+    "smuggled letter": "what ends a letter is decided by PROG alone",
+    "HTTP to the mail port": "a browser's request delivers nothing",
+    "other ALPN": "ALPN without smtp ends the handshake (ALPACA)",
+    "TLS without STARTTLS": "a ClientHello without STARTTLS gets no TLS",
+    "stalling clients": "a client that stalls is ended by a timer, here of 2 seconds, in every state",
+    "half-open handshakes": "100 handshakes that never begin keep nobody from being served",
+}
+NOT_CLAIMED = {
+    "EHLO kept across TLS": "no peer says so, and PROG itself takes MAIL without EHLO",
+    "HTTP to the mail port": "no peer claims to know HTTP",
+    "other ALPN": "no peer claims to look at ALPN for SMTP",
+}
+NOT_CLAIMED_BY = {
+    ("tlswrapper-smtp", "smuggled letter"): "it reads letters itself, and does not claim to leave them alone",
+    ("stunnel", "TLS without STARTTLS"): "its manual says that it takes a client that speaks first for one of implicit TLS",
+    ("stunnel", "session fixation"): "it knows EHLO and STARTTLS only; there is nothing to log in to",
+    ("stunnel", "transaction kept across TLS"): "it takes no MAIL before TLS",
+    ("stunnel", "stalling clients"): "it serves no plaintext, where some of these clients stall",
+    ("nginx-mail", "session fixation"): "it is set up without AUTH here",
+    ("nginx-mail", "response injection"): "it asks PROG nothing before TLS",
+}
+
+
+def version_of(server):
+    if server.name not in PACKAGES:
+        return subprocess.run([program(), "--version"], capture_output=True, text=True, check=True).stdout.split()[-1]
+    return subprocess.run(
+        ["dpkg-query", "-W", "-f", "${Version}", PACKAGES[server.name]], capture_output=True, text=True, check=True).stdout
+
+
+def main():
+    limit(900)
+    many_files()
+    verdicts, notes = {}, []
+    with Stage() as stage:
+        stage.certificate()
+        for kind in SERVERS:
+            server = kind(stage)
+            for name in attacks.ATTACKS:
+                for _ in range(1 if kind is Wrapper else TRIES):
+                    held, found = attacks.attack(server, name, 100 if name == "half-open handshakes" else 20)
+                    if held:
+                        break
+                why = None if kind is Wrapper else NOT_CLAIMED.get(name) or NOT_CLAIMED_BY.get((server.name, name))
+                verdicts[server.name, name] = "–" if why else "holds" if held else "**fails**"
+                found = found.replace("|", "/").replace(stage.address, "HOST").replace("`", "'")[:220]
+                if why:
+                    notes.append(f"- {server.name}, {name}: not judged, {why}. Seen: {'held; ' if held else ''}{found}")
+                elif not held:
+                    notes.append(f"- {server.name}, {name}: {found}")
+                print(f"{server.name:18}{name:30}{verdicts[server.name, name]:10} {found[:110]}", file=sys.stderr, flush=True)
+        heads = [f"{kind.name} {version_of(kind)}" for kind in SERVERS]
+    print("# The same attacks on the peers\n")
+    print("Made by `scripts/peers`, which runs `tests/rig/attacks.py` against each server, all before the same mail server (mailfront), on")
+    print("loopback. A dash is a rule that the peer does not claim: it is not judged by it. A peer fails where it failed three times running.\n")
+    print(f"| rule | {' | '.join(heads)} |\n|---|{'---|' * len(SERVERS)}")
+    for name, rule in RULES.items():
+        print(f"| {name}: {rule} | {' | '.join(verdicts[kind.name, name] for kind in SERVERS)} |")
+    print("\n## What was seen\n")
+    print("\n".join(notes) or "Nothing failed, and nothing was left unjudged.")
+    sys.exit(0 if all(verdicts[Wrapper.name, name] == "holds" for name in RULES) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""What TLS testers find in the TLS that stands behind our STARTTLS, as one table; scripts/tls-conformance installs them.
+
+    tls_conformance.py TOOLS    TOOLS is a folder with venv/ (sslyze, tlslite-ng) and tlsfuzzer/ (a checkout of its repository)
+
+tlsfuzzer's scripts know no STARTTLS and go through shim.py. What one of them expects and does not get is in order only if it is listed
+here, with the very words of the failure and the reason; anything else fails. The rustls client of tests/ is not asked again here.
+"""
+
+import concurrent.futures
+import contextlib
+import json
+import os
+import re
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+
+from servers import Target
+from shim import Shim
+from smtp import Client, deliver, tls_context
+from stage import Broken, Stage, expect, limit, many_files, wait_for
+
+NO_FEATURE = "rustls has no such suite, group, signature or version, and says so by handshake_failure"
+OTHER_ALERT = "the connection ends by another fatal alert than tlsfuzzer expects"
+TOLERANT = "rustls takes it, and goes on as if it were in order"
+CBC = "its TLS 1.2 handshake wants CBC or static RSA, which rustls has not; what it tests before that holds"
+FAILURE = r"Unexpected message from peer: Alert\(fatal, handshake_failure\)"
+OTHER = r"Expected alert description .* does not match received"
+HELLO = r"Unexpected message from peer: Handshake\(server_hello"
+SILENT = r"Unexpected closure from peer"
+# Script: the failures that are in order, or None where all must pass, and why.
+SCRIPTS = {
+    "tls13-ccs": None, "tls13-conversation": None, "tls13-count-tickets": None, "tls13-hrr": None, "tls13-invalid-ciphers": None,
+    "tls13-keyupdate": None, "tls13-no-unknown-groups": None, "tls13-nociphers": None, "tls13-record-padding": None,
+    "tls13-unencrypted-alert": None,
+    "tls13-signature-algorithms": (SILENT, "a ClientHello of nearly 64 KiB is over our cap and ends the connection"), "sslv2-connection": None,
+    "tls13-0rtt-garbage": (r"bad_record_mac|handshake_failure", "0-RTT that was not offered is no record of this session: bad_record_mac"),
+    "tls13-certificate-compression": (rf"Handshake\(certificate\)|{FAILURE}", "certificates are not compressed, which is optional"),
+    "tls13-connection-abort": (r"ApplicationData\(len", "it waits for a session ticket; none is sent"),
+    "tls13-crfg-curves": (f"{FAILURE}|{OTHER}", "there is no x448; " + OTHER_ALERT),
+    "tls13-ecdhe-curves": (OTHER, "P-521 is not offered; " + OTHER_ALERT),
+    "tls13-empty-alert": (OTHER, OTHER_ALERT),
+    "tls13-finished": (OTHER, OTHER_ALERT),
+    "tls13-finished-plaintext": (OTHER, OTHER_ALERT),
+    "tls13-keyshare-omitted": (OTHER, OTHER_ALERT),
+    "tls13-keyupdate-from-server": (r"ApplicationData\(len", "we begin no key update at a client's GET"),
+    "tls13-large-number-of-extensions": (r"Alert\(fatal, decode_error\)", "a ClientHello with thousands of extensions is refused"),
+    "tls13-legacy-version": (HELLO, TOLERANT),
+    "tls13-lengths": (r"ApplicationData of unexpected size", "it is made for a server that echoes; ours answers 503 to each line"),
+    "tls13-multiple-ccs-messages": (r"Timeout when waiting", "rustls drops two change_cipher_spec before it objects"),
+    "tls13-obsolete-curves": (f"{HELLO}|{OTHER}", TOLERANT + "; " + OTHER_ALERT),
+    "tls13-pkcs-signature": (HELLO, TOLERANT + ": it takes another signature of the offer"),
+    "tls13-record-layer-limits": (f"{OTHER}|{HELLO}", OTHER_ALERT),
+    "tls13-rsa-signatures": (HELLO, TOLERANT + ": it takes another signature of the offer"),
+    "tls13-serverhello-random": (FAILURE, NO_FEATURE + " (FFDHE, P-521, x448)"),
+    "tls13-shuffled-extentions": (rf"{HELLO}|decode_error", TOLERANT),
+    "tls13-symetric-ciphers": (FAILURE, NO_FEATURE + " (CCM)"),
+    "tls13-unrecognised-groups": (FAILURE, NO_FEATURE + " (FFDHE)"),
+    "tls13-version-negotiation": (rf"{FAILURE}|protocol_version", CBC),
+    "tls13-zero-content-type": (SILENT, "rustls gives no alert for this, and the connection ends"),
+    "tls13-zero-length-data": (SILENT, "rustls gives no alert for data inside a handshake message, and the connection ends"),
+    "tls13-ffdhe-groups": (f"{FAILURE}|{OTHER}", NO_FEATURE + " (FFDHE)"),
+    "tls13-psk_ke": (FAILURE, NO_FEATURE + " (PSK without a key exchange)"),
+    "tls13-session-resumption": (rf"{FAILURE}|ApplicationData\(len", "no tickets are given: each session is a full handshake"),
+    "invalid-client-hello": (FAILURE, CBC), "invalid-cipher-suites": (FAILURE, CBC), "invalid-compression-methods": (FAILURE, CBC),
+    "signature-algorithms": (FAILURE, CBC), "clienthello-md5": (FAILURE, CBC), "extensions": (FAILURE, CBC),
+    "export-ciphers-rejected": (rf"{FAILURE}|protocol_version", CBC),
+    "sslv2hello-protocol": (rf"{FAILURE}|decode_error", CBC + "; SSLv2 hellos are refused"),
+}
+
+
+class Table:
+    def __init__(self):
+        self.failed = 0
+
+    def row(self, tester, test, held, what):
+        self.failed += not held
+        print(f"{tester:12} {test:36} {'ok    ' if held else 'FAILED'} {what}", flush=True)
+
+    def check(self, tester, test, act):
+        try:
+            self.row(tester, test, True, act() or "")
+        except (Broken, OSError, ssl.SSLError, subprocess.SubprocessError) as why:
+            self.row(tester, test, False, repr(why)[:300])
+
+
+def tlsfuzzer(tools, shim, name):
+    """(whether it is in order, what is to be said)"""
+    command = [f"{tools}/venv/bin/python", f"scripts/test-{name}.py", "-h", shim.target.address, "-p", str(shim.port), "-n", "12"]
+    environment = {**os.environ, "PYTHONPATH": "."}
+    try:
+        done = subprocess.run(command, cwd=f"{tools}/tlsfuzzer", env=environment, capture_output=True, text=True, timeout=180)
+    except subprocess.TimeoutExpired:
+        return False, "not done after 180 s"
+    output = done.stdout + done.stderr
+    numbers = {key: int(number) for key, number in re.findall(r"^(PASS|XFAIL|FAIL): *(\d+)", output, re.M)}
+    failures = re.findall(r"^AssertionError: (.*)", output, re.M)
+    if not numbers or numbers["PASS"] + numbers["XFAIL"] + numbers["FAIL"] == 0 or len(failures) < numbers["FAIL"]:
+        return False, "it did not run: " + output[-200:].replace("\n", " ")
+    told = f"{numbers['PASS'] + numbers['XFAIL']} of {numbers['PASS'] + numbers['XFAIL'] + numbers['FAIL']}"
+    if not numbers["FAIL"]:
+        return True, told
+    in_order, why = SCRIPTS[name] or ("$^", "")
+    other = [failure for failure in failures if not re.search(in_order, failure)]
+    return not other, f"{told}; {why}" if not other else f"{told}; {other[0]}"
+
+
+def sslscan(at):
+    found = subprocess.run(["sslscan", "--starttls-smtp", "--no-colour", at], capture_output=True, text=True, timeout=120).stdout
+    enabled = re.findall(r"^(SSLv\d|TLSv1\.\d) +enabled", found, re.M)
+    expect(enabled == ["TLSv1.2", "TLSv1.3"], "versions:", enabled)
+    suites = re.findall(r"^(?:Preferred|Accepted) +(\S+) +(\d+) bits +(\S+)", found, re.M)
+    weak = [suite for suite in suites if int(suite[1]) < 128 or not re.search("GCM|POLY1305", suite[2])]
+    expect(suites and not weak, "suites:", weak or "none")
+    expect(found.count("not vulnerable to heartbleed") == 2 and "renegotiation not supported" in found, found[:400])
+    return f"{len(suites)} suites, all AEAD with a key exchange; TLS 1.2 and 1.3 alone"
+
+
+SSLYZE = ["sslv2", "sslv3", "tlsv1", "tlsv1_1", "tlsv1_2", "tlsv1_3", "compression", "heartbleed", "robot", "reneg", "openssl_ccs", "early_data", "ems", "resum"]
+
+
+def sslyze(tools, at, folder):
+    out = folder / "sslyze.json"
+    command = [f"{tools}/venv/bin/sslyze", "--starttls=smtp", f"--json_out={out}", *(f"--{scan}" for scan in SSLYZE), at]
+    subprocess.run(command, capture_output=True, timeout=240, check=False)
+    scans = json.loads(out.read_text())["server_scan_results"][0]["scan_result"]
+    result = {name: scan["result"] for name, scan in scans.items() if scan["status"] == "COMPLETED"}
+    expect(len(result) == len(SSLYZE), "scans not completed:", [name for name, scan in scans.items() if scan["status"].startswith("ERR")])
+    accepted = {name: bool(scan["accepted_cipher_suites"]) for name, scan in result.items() if name.endswith("cipher_suites")}
+    expect([name for name, yes in accepted.items() if yes] == ["tls_1_2_cipher_suites", "tls_1_3_cipher_suites"], accepted)
+    expect(not result["heartbleed"]["is_vulnerable_to_heartbleed"], "heartbleed")
+    expect(not result["openssl_ccs_injection"]["is_vulnerable_to_ccs_injection"], "CCS injection")
+    expect(not result["tls_compression"]["supports_compression"], "compression")
+    expect(result["robot"]["robot_result"].startswith("NOT_VULNERABLE"), result["robot"])
+    expect(not result["session_renegotiation"]["is_vulnerable_to_client_renegotiation_dos"], "renegotiation")
+    expect(not result["tls_1_3_early_data"]["supports_early_data"], "early data")
+    expect(result["tls_extended_master_secret"]["supports_ems_extension"], "no extended master secret")
+    return f"{len(result)} scans, nothing vulnerable"
+
+
+# testssl.sh's findings above INFO that are the test certificate's or the rig's: by the beginning of their id.
+OF_THE_RIG = {
+    "cert_": "the certificate of the rig is self-signed and of two days", "OCSP": "it names no OCSP", "DNS_CAA": "it is an address",
+    "engine_problem": "it is about testssl.sh's own OpenSSL", "fallback_SCSV": "TLS 1.2 is the oldest version there is, so nothing can be fallen back to",
+}
+
+
+def testssl(at, folder):
+    out = folder / "testssl.json"
+    command = ["testssl", "--quiet", "--ip", at.split(":")[0], "--nodns", "none", "--color", "0", "--warnings", "batch", "--jsonfile", out, "-t", "smtp", at]
+    subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=900, check=False)
+    findings = json.loads(out.read_text())
+    expect(len(findings) > 50, f"only {len(findings)} findings: it did not run")
+    above = [each for each in findings if each["severity"] not in ("OK", "INFO", "DEBUG")]
+    other = [each for each in above if not each["id"].startswith(tuple(OF_THE_RIG))]
+    expect(not other, *(f"{each['id']} {each['severity']}: {each['finding'][:80]};" for each in other))
+    return f"{len(findings)} findings; above INFO only {', '.join(sorted(each['id'].split(' ')[0] for each in above)) or 'none'}: the rig's certificate"
+
+
+SESSION = b"EHLO client.example\r\nQUIT\r\n"
+
+
+def openssl(stage, port, version):
+    command = ["openssl", "s_client", "-starttls", "smtp", "-brief", "-ign_eof", "-verify_return_error", "-verify_hostname", "localhost"]
+    command += ["-CAfile", stage.cert, "-connect", f"{stage.address}:{port}", f"-tls{version.replace('.', '_')}"]
+    done = subprocess.run(command, input=SESSION, capture_output=True, timeout=30)
+    output = (done.stdout + done.stderr).decode(errors="replace")
+    expect(f"TLSv{version}" in output and "\n221 " in output, output[-300:])
+
+
+def gnutls(stage, port, version):
+    command = ["gnutls-cli", "--starttls-proto=smtp", "--verify-hostname=localhost", f"--x509cafile={stage.cert}", "-p", str(port)]
+    command += ["--priority", f"NORMAL:-VERS-ALL:+VERS-TLS{version}", stage.address]
+    done = subprocess.run(command, input=SESSION, capture_output=True, timeout=30)
+    output = (done.stdout + done.stderr).decode(errors="replace")
+    expect(f"(TLS{version}" in output and "\n221 " in output, output[-300:])
+
+
+def python(target, version):
+    with Client(target) as client:
+        client.starttls(context_of(version))
+        client.ask(b"EHLO c", b"250")
+        deliver(client, b"Subject: python\r\n\r\n")
+        client.ask(b"QUIT", b"221")
+        expect(client.socket.recv(1) == b"", "more behind the 221")  # a missing close_notify raises SSLEOFError
+    return "a letter; the server's close_notify comes"
+
+
+def context_of(version):
+    return tls_context(ssl.TLSVersion.TLSv1_2 if version == "1.2" else ssl.TLSVersion.TLSv1_3)
+
+
+def client_closes_first(target, version):
+    with Client(target) as client:
+        client.starttls(context_of(version))
+        client.ask(b"EHLO c", b"250")
+        client.socket.settimeout(10)
+        client.socket.unwrap()  # raises where no close_notify answers
+    return "answered by close_notify"
+
+
+def truncation(target, version, stage):
+    before = stage.log("front").count("client broke off")
+    with Client(target) as client:
+        client.starttls(context_of(version))
+        client.ask(b"EHLO c", b"250")
+        client.ask(b"MAIL FROM:<a@client.example>", b"250")
+        client.ask(b"RCPT TO:<b@localhost>", b"250")
+        client.ask(b"DATA", b"354")
+        client.send(b"Subject: truncated\r\n\r\n")
+        client.socket.shutdown(socket.SHUT_WR)  # without close_notify
+        with contextlib.suppress(ssl.SSLError, OSError):
+            client.rest(5)
+    wait_for("the log", lambda: stage.log("front").count("client broke off") > before, 10)
+    expect(not any(b"truncated" in letter for queue in target.queues for letter in queue.letters()), "delivered")
+    return "told as broken off, not delivered"
+
+
+def no_resumption(target, version):
+    context, session = context_of(version), None
+    for _ in range(3):
+        with Client(target) as client:
+            client.greeting()
+            client.ask(b"EHLO c", b"250")
+            client.ask(b"STARTTLS", b"220")
+            client.socket = context.wrap_socket(client.socket, server_hostname="localhost", session=session)
+            client.ask(b"EHLO c", b"250")
+            expect(not client.socket.session_reused, "resumed")
+            session = client.socket.session if client.socket.session and client.socket.session.has_ticket else None
+            expect(session is None, "a ticket came")
+            client.ask(b"QUIT", b"221")
+    return "no tickets, each handshake a full one"
+
+
+class Octetwise(Shim):
+    """A shim of which each segment, either way, is one octet; it leads nobody through STARTTLS."""
+
+    def lead(self, tester):
+        with tester, contextlib.suppress(OSError), socket.create_connection((self.target.address, self.target.port)) as server:
+            for end in (tester, server):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            threading.Thread(target=self.copy, args=(tester, server), daemon=True).start()
+            self.copy(server, tester)
+
+    @staticmethod
+    def copy(source, sink):
+        with contextlib.suppress(OSError):
+            while piece := source.recv(65536):
+                for octet in piece:
+                    sink.send(bytes([octet]))
+            sink.shutdown(socket.SHUT_WR)
+
+
+def main():
+    tools = os.path.abspath(sys.argv[1])
+    limit(3000)
+    many_files()
+    table, started = Table(), time.monotonic()
+    with Stage() as stage:
+        stage.certificate(("rsa:2048",))
+        plain, tls = stage.queue("plain"), stage.queue("tls")
+        port = stage.tcpserver("front", stage.wrapper(stage.stunnel(tls), "--handshake-timeout=10"), plain)
+        target = Target("front", stage.address, port, [plain, tls])
+        at = f"{stage.address}:{port}"
+        for version in ("1.2", "1.3"):
+            table.check("OpenSSL", f"TLS {version}", lambda: openssl(stage, port, version))
+            table.check("GnuTLS", f"TLS {version}", lambda: gnutls(stage, port, version))
+            table.check("Python", f"TLS {version}", lambda: python(target, version))
+            table.check("Python", f"close_notify of the client, {version}", lambda: client_closes_first(target, version))
+            table.check("Python", f"truncation, {version}", lambda: truncation(target, version, stage))
+            table.check("Python", f"resumption, {version}", lambda: no_resumption(target, version))
+            octetwise = Octetwise(target)
+            slow = Target("octetwise", stage.address, octetwise.port, [])
+            table.check("Python", f"segments of one octet, {version}", lambda: python(slow, version))
+        table.check("sslscan", "all", lambda: sslscan(at))
+        table.check("sslyze", "all", lambda: sslyze(tools, at, stage.folder))
+        shim = Shim(target)
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            audit = pool.submit(testssl, at, stage.folder)
+            for name, (held, what) in zip(SCRIPTS, pool.map(lambda name: tlsfuzzer(tools, shim, name), SCRIPTS)):
+                table.row("tlsfuzzer", name, held, what)
+            table.check("testssl.sh", "all", audit.result)
+    print(f"{len(SCRIPTS)} tlsfuzzer scripts; {table.failed} failed; {time.monotonic() - started:.0f} s")
+    sys.exit(1 if table.failed else 0)
+
+
+if __name__ == "__main__":
+    main()
