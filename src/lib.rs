@@ -7,8 +7,8 @@
 //!               |
 //!        [ engine::Conn: one session and its ends, on the mio loop ]
 //!               |                         \
-//!   child (PROG, plaintext SMTP,           backend (HOST PORT, the TLS-enabled SMTP server)
-//!   over two pipes)
+//!   child (PROG, plaintext SMTP,           backend (what goes on behind TLS: HOST PORT, or the
+//!   over two pipes)                        child itself: session::Way)
 //! ```
 //!
 //! Layers; what is above knows what is below, never the reverse:

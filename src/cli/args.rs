@@ -1,14 +1,18 @@
 //! What was typed: argv and environment, split by the table, nothing checked yet but names and arity.
 //!
-//! Options end at HOST. An option typed twice counts with its last value, a typed option counts before its variable,
+//! Options end at the first word that is none: HOST, or PROG where the way has no HOST. So the way is known by then, and
+//! says which words follow. An option typed twice counts with its last value, a typed option counts before its variable,
 //! and an empty variable is none. Words are moved from argv, never copied, and only variables of the table are looked up.
 
+use core::net::IpAddr;
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 
 use lexopt::{Arg, Parser};
 
 use super::options::{COUNT, Id, OPTIONS, OptionSpec, help, help_markdown};
 use crate::error::Fatal;
+use crate::session::Way;
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -24,10 +28,12 @@ pub enum Request {
 pub struct Typed {
     values: [Option<OsString>; COUNT],
     times: [u8; COUNT],
-    /// HOST.
-    pub host: OsString,
-    /// PORT.
-    pub port: OsString,
+    /// `--way`.
+    pub way: Way,
+    /// HOST, where the way has one.
+    pub host: Option<OsString>,
+    /// PORT, where HOST has one: a UNIX socket has none.
+    pub port: Option<OsString>,
     /// PROG.
     pub program: OsString,
     /// ARGS.
@@ -59,10 +65,10 @@ pub fn split(
     let mut parser = Parser::from_args(words);
     let mut values = [const { None }; COUNT];
     let mut times = [0u8; COUNT];
-    let host = loop {
+    let first = loop {
         let spec = match parser.next().map_err(|error| superfluous(&error))? {
-            None => return Err(missing("HOST")),
-            Some(Arg::Value(word)) => break word,
+            None => break None,
+            Some(Arg::Value(word)) => break Some(word),
             Some(Arg::Short(letter)) => {
                 OPTIONS.iter().find(|spec| spec.short == Some(letter)).ok_or_else(|| unknown_letter(letter))?
             }
@@ -88,20 +94,63 @@ pub fn split(
             values[row] = Some(value);
         }
     };
-    let mut rest = parser.raw_args().map_err(|error| superfluous(&error))?;
-    let port = rest.next().ok_or_else(|| missing("PORT"))?;
-    let program = rest.next().ok_or_else(|| missing("PROG"))?;
-    let arguments = rest.collect();
+    let way = way(values[Id::Way as usize].as_deref())?;
+    let mut rest = first.into_iter().chain(parser.raw_args().map_err(|error| superfluous(&error))?);
+    let mut next = |what| rest.next().ok_or_else(|| missing(way, what));
+    let host = if way.dials() { Some(next("HOST")?) } else { None };
+    let has_port = host.as_deref().is_some_and(|host| socket_path(host).is_none());
+    let port = if has_port { Some(next("PORT")?) } else { None };
+    let program = next("PROG")?;
+    let arguments: Vec<OsString> = rest.collect();
+    if !has_port && let Some(what) = superfluous_words(way, &program, arguments.first()) {
+        return Err(Fatal::Usage(what));
+    }
     for spec in OPTIONS.iter().filter(|spec| spec.value.is_some()) {
         if let (None, Some(name)) = (&values[spec.id as usize], spec.env) {
             values[spec.id as usize] = environment(name).filter(|value| !value.is_empty());
         }
     }
-    Ok(Request::Serve(Box::new(Typed { values, times, host, port, program, arguments })))
+    Ok(Request::Serve(Box::new(Typed { values, times, way, host, port, program, arguments })))
 }
 
-fn missing(what: &str) -> Fatal {
-    Fatal::Usage(format!("{what} is missing: starttls-wrapper [OPTIONS] HOST PORT PROG [ARGS...]; see --help"))
+fn way(word: Option<&OsStr>) -> Result<Way, Fatal> {
+    let Some(word) = word else { return Ok(Way::default()) };
+    let named = Way::ALL.into_iter().find(|way| word == way.name());
+    named.ok_or_else(|| {
+        let ways = OPTIONS[Id::Way as usize].value.unwrap_or_default();
+        Fatal::Usage(format!("--way takes {ways}, not {word:?}"))
+    })
+}
+
+/// The path of `unix:PATH`.
+pub(super) fn socket_path(host: &OsStr) -> Option<&OsStr> {
+    host.as_bytes().strip_prefix(b"unix:").map(OsStr::from_bytes)
+}
+
+/// HOST or PORT where the way, or a UNIX socket, has none. PROG is a free word, so this is a rule about looks: a number is
+/// a PORT, and an address, `localhost`, `unix:PATH` or a dotted name without a slash is HOST if a number stands behind it.
+/// Whoever has a program of such a name calls it `./25`. Other host names are taken for PROG, which then can't be started.
+///
+/// Rejected: looking whether such a program exists. A usage error must not depend on what is installed.
+fn superfluous_words(way: Way, program: &OsStr, next: Option<&OsString>) -> Option<String> {
+    let is_number = |word: &OsStr| !word.is_empty() && word.as_bytes().iter().all(u8::is_ascii_digit);
+    let is_host = |word: &OsStr| {
+        let name = word.to_str().unwrap_or_default();
+        let is_dotted = name.contains('.') && !name.contains('/');
+        name.parse::<IpAddr>().is_ok() || name.eq_ignore_ascii_case("localhost") || is_dotted
+    };
+    if socket_path(program).is_some() || next.is_some_and(|next| is_number(next)) && is_host(program) {
+        Some(format!("--way {way} takes no HOST PORT, PROG follows the options, not {program:?}"))
+    } else if is_number(program) {
+        Some(format!("--way {way} takes no PORT here, PROG was expected, not {program:?}"))
+    } else {
+        None
+    }
+}
+
+fn missing(way: Way, what: &str) -> Fatal {
+    let words = if way.dials() { "HOST PORT PROG" } else { "PROG" };
+    Fatal::Usage(format!("{what} is missing: starttls-wrapper --way {way} [OPTIONS] {words} [ARGS...]; see --help"))
 }
 
 /// `--flag=value`: the one thing besides unknown names that the splitter itself finds wrong.
@@ -187,7 +236,7 @@ mod tests {
         let typed = typed("-v localhost 587 qmail-smtpd -v --cert x --help -- y");
         assert_eq!(typed.times(Id::Verbose), 1);
         assert_eq!(typed.value(Id::Cert), None);
-        assert_eq!((typed.host.as_os_str(), typed.port.as_os_str()), (OsStr::new("localhost"), OsStr::new("587")));
+        assert_eq!((typed.host, typed.port), (Some("localhost".into()), Some("587".into())));
         assert_eq!(typed.program, "qmail-smtpd");
         assert_eq!(typed.arguments, words("-v --cert x --help -- y"));
     }
@@ -196,7 +245,7 @@ mod tests {
     fn a_double_dash_may_stand_before_host() {
         let typed = typed("--require-tls -- -host 587 prog");
         assert_eq!(typed.times(Id::RequireTls), 1);
-        assert_eq!(typed.host, "-host");
+        assert_eq!(typed.host, Some("-host".into()));
     }
 
     #[test]
@@ -209,7 +258,11 @@ mod tests {
     #[test]
     fn every_long_option_is_parsed() {
         for spec in OPTIONS.iter().filter(|spec| !spec.long.is_empty()) {
-            let value = if spec.value.is_some() { "=x" } else { "" };
+            let value = match (spec.id, spec.value) {
+                (_, None) => "",
+                (Id::Way, _) => "=tls",
+                (_, Some(_)) => "=x",
+            };
             match split(words(&format!("--{}{value} h 1 p", spec.long)), |_| None) {
                 Ok(Request::Serve(typed)) => assert_eq!(typed.times(spec.id), 1, "{}", spec.long),
                 Ok(Request::Print(_)) => assert!(matches!(spec.id, Id::Help | Id::Version | Id::HelpMarkdown)),
@@ -264,6 +317,38 @@ mod tests {
         assert_eq!(usage("--cert"), "--cert wants FILE");
         assert_eq!(usage("--cert= h 1 p"), "--cert wants FILE, not nothing");
         assert_eq!(usage("--require-tls=yes h 1 p"), "--require-tls takes no value");
+    }
+
+    #[test]
+    fn the_way_says_which_words_follow() {
+        let keep = typed("--way keep -v softlimit -m 4000000 smtpd");
+        assert_eq!((keep.host, keep.port, keep.program), (None, None, "softlimit".into()));
+        assert_eq!(keep.arguments, words("-m 4000000 smtpd"));
+        let socket = typed("--way=plain unix:/run/smtp smtpd 25");
+        assert_eq!((socket.host, socket.port), (Some("unix:/run/smtp".into()), None));
+        assert_eq!((socket.program, socket.arguments), ("smtpd".into(), words("25")));
+        let plain = typed("--way plain localhost 25 smtpd");
+        assert_eq!((plain.host, plain.port), (Some("localhost".into()), Some("25".into())));
+        assert!(usage("--way keep").starts_with("PROG is missing"));
+        assert!(usage("--way plain smtpd").starts_with("PORT is missing"));
+        assert!(usage("--way plain unix:/run/smtp").starts_with("PROG is missing"));
+        assert_eq!(usage("--way tsl h 1 p"), "--way takes tls|plain|keep, not \"tsl\"");
+    }
+
+    #[test]
+    fn host_and_port_are_refused_where_the_way_has_none() {
+        for line in
+            ["127.0.0.1 465 p", "::1 25 p", "localhost 25 p", "LOCALHOST 25 p", "mx.example.org 465 p", "unix:/run/x p"]
+        {
+            assert!(usage(&format!("--way keep {line}")).contains("takes no HOST PORT"), "{line}");
+        }
+        assert!(usage("--way keep 465 p").contains("takes no PORT"));
+        assert!(usage("--way plain unix:/run/x 25 p").contains("takes no PORT"));
+        // A program's own arguments are its own business.
+        for line in ["timeout 60 smtpd", "./25 p", "./smtp.py 25", "/opt/smtp.py 25 x", "smtp.py x 25", "softlimit 25"]
+        {
+            assert_eq!(typed(&format!("--way keep {line}")).program, words(line)[0]);
+        }
     }
 
     #[test]

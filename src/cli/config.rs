@@ -7,9 +7,10 @@ use std::path::PathBuf;
 
 use log::LevelFilter;
 
-use super::args::Typed;
+use super::args::{Typed, socket_path};
 use super::options::{Id, OPTIONS};
 use crate::error::Fatal;
+use crate::session::Way;
 use crate::session::policy::{Cutoff, Policy, RelayMode, Replay, Timeouts};
 use crate::smtp::command::{Kind, Verb};
 use crate::tls::server_name;
@@ -17,10 +18,8 @@ use crate::tls::server_name;
 /// A checked command line.
 #[derive(Debug)]
 pub struct Config {
-    /// HOST: a name or an address literal, not yet resolved.
-    pub host: String,
-    /// PORT, never 0.
-    pub port: u16,
+    /// HOST PORT, where the way has one.
+    pub server: Option<Server>,
     /// PROG, found through PATH.
     pub program: OsString,
     /// ARGS.
@@ -33,8 +32,8 @@ pub struct Config {
     pub ca_dir: Option<PathBuf>,
     /// The name that the backend's certificate must bear; `None`: HOST.
     pub backend_name: Option<String>,
-    /// Don't check the backend's certificate. HOST is then `localhost` or a loopback literal; what `localhost` resolves
-    /// to is for the dialler to check.
+    /// Don't check the backend's certificate. HOST is then `localhost` or a loopback literal, as it is in the way `plain`;
+    /// what `localhost` resolves to is for the dialler to check.
     pub backend_insecure: bool,
     /// Local address to connect from; of the family of HOST where HOST is a literal.
     pub backend_source: Option<IpAddr>,
@@ -48,6 +47,30 @@ pub struct Config {
     pub uid: Option<u32>,
     /// The group to become once the key is read; neither 0 nor -1.
     pub gid: Option<u32>,
+}
+
+/// HOST PORT.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// Over TCP.
+    Tcp {
+        /// A name or an address literal, not yet resolved.
+        host: String,
+        /// Never 0.
+        port: u16,
+    },
+    /// A UNIX socket: `unix:PATH`.
+    Unix(PathBuf),
+}
+
+impl Server {
+    /// HOST, where it is one of TCP's.
+    fn host(&self) -> Option<&str> {
+        match self {
+            Self::Tcp { host, .. } => Some(host),
+            Self::Unix(_) => None,
+        }
+    }
 }
 
 /// Where certificate and key come from.
@@ -72,24 +95,25 @@ impl Config {
     /// # Errors
     /// [`Fatal::Usage`] names the first thing that can't be right.
     pub fn check(typed: Typed) -> Result<Self, Fatal> {
-        let host = host(&typed.host)?;
+        refuse_idle(&typed)?;
+        let server = server(&typed)?;
+        let host = server.as_ref().and_then(Server::host);
         let identity = identity(&typed)?;
         let policy = policy(&typed, identity != IdentitySource::None)?;
         Ok(Self {
-            port: port(&typed.port)?,
             identity,
             ca_file: typed.value(Id::BackendCa).map(PathBuf::from),
             // A typed trust anchor is not widened by what happens to be in the environment.
             ca_dir: typed.value(Id::CaDir).filter(|_| typed.times(Id::BackendCa) == 0).map(PathBuf::from),
             backend_name: backend_name(&typed)?,
-            backend_insecure: backend_insecure(&typed, &host)?,
-            backend_source: backend_source(&typed, &host)?,
+            backend_insecure: backend_insecure(&typed, host)?,
+            backend_source: backend_source(&typed, host)?,
             policy,
             relay: chosen(&typed, Id::Relay, &[("splice", RelayMode::Splice), ("copy", RelayMode::Copy)])?,
             verbosity: verbosity(typed.times(Id::Verbose), typed.times(Id::Quiet)),
             uid: unprivileged(&typed, Id::TlsUid)?,
             gid: unprivileged(&typed, Id::TlsGid)?,
-            host,
+            server,
             program: program(typed.program)?,
             arguments: typed.arguments,
         })
@@ -102,6 +126,41 @@ fn usage<T>(what: String) -> Result<T, Fatal> {
 
 fn called(id: Id) -> String {
     OPTIONS[id as usize].called()
+}
+
+/// Options that say nothing in this way. Variables may stand: an environment serves many programs.
+fn refuse_idle(typed: &Typed) -> Result<(), Fatal> {
+    let trust = [Id::BackendCa, Id::BackendName, Id::BackendInsecure];
+    let idle = match typed.way {
+        Way::Tls => &[][..],
+        Way::Plain => &trust[..],
+        Way::Keep => &[trust[0], trust[1], trust[2], Id::BackendSource, Id::Replay][..],
+    };
+    match idle.iter().find(|id| typed.times(**id) > 0) {
+        Some(id) => usage(format!("{} says nothing with --way {}", called(*id), typed.way)),
+        None => Ok(()),
+    }
+}
+
+fn server(typed: &Typed) -> Result<Option<Server>, Fatal> {
+    match (&typed.host, &typed.port) {
+        (None, _) => Ok(None),
+        (Some(word), Some(port_word)) => {
+            let (host, port) = (host(word)?, port(port_word)?);
+            // The client was promised TLS: no octet of it goes in the clear over a network.
+            if typed.way == Way::Plain && !is_local(&host) {
+                return usage(format!(
+                    "--way plain is only for localhost, a loopback address or unix:PATH, not {host}"
+                ));
+            }
+            Ok(Some(Server::Tcp { host, port }))
+        }
+        (Some(word), None) => match socket_path(word) {
+            _ if typed.way == Way::Tls => usage("unix:PATH is only for --way plain".to_owned()),
+            Some(path) if !path.is_empty() => Ok(Some(Server::Unix(PathBuf::from(path)))),
+            Some(_) | None => usage("unix: wants a path".to_owned()),
+        },
+    }
 }
 
 fn host(word: &OsStr) -> Result<String, Fatal> {
@@ -123,7 +182,9 @@ fn backend_name(typed: &Typed) -> Result<Option<String>, Fatal> {
 fn port(word: &OsStr) -> Result<u16, Fatal> {
     match word.to_str().filter(|word| is_digits(word)).and_then(|word| word.parse().ok()) {
         Some(port) if port > 0 => Ok(port),
-        _ => usage(format!("PORT must be a number from 1 to 65535, not {word:?}; options stand before HOST")),
+        _ => usage(format!(
+            "PORT must be a number from 1 to 65535, not {word:?}; options stand before HOST, --way says what else"
+        )),
     }
 }
 
@@ -161,7 +222,9 @@ fn policy(typed: &Typed, offer_tls: bool) -> Result<Policy, Fatal> {
             Some(list) => cutoff(list)?,
             None => Cutoff::default(),
         },
-        replay: chosen(typed, Id::Replay, &replays)?,
+        way: typed.way,
+        // A child that is kept is told RSET, and nothing is said again.
+        replay: if typed.way == Way::Keep { Replay::None } else { chosen(typed, Id::Replay, &replays)? },
         timeouts: timeouts(typed)?,
     })
 }
@@ -230,23 +293,26 @@ fn timeouts(typed: &Typed) -> Result<Timeouts, Fatal> {
     })
 }
 
-fn backend_insecure(typed: &Typed, host: &str) -> Result<bool, Fatal> {
-    if typed.times(Id::BackendInsecure) == 0 {
-        return Ok(false);
-    }
-    let is_local = match host.parse::<IpAddr>() {
-        Ok(address) => address.to_canonical().is_loopback(),
-        Err(_) => host.eq_ignore_ascii_case("localhost"),
-    };
-    if is_local {
-        Ok(true)
-    } else {
-        usage(format!("--backend-insecure is only for localhost or a loopback address, not {host}; use --backend-ca"))
+fn backend_insecure(typed: &Typed, host: Option<&str>) -> Result<bool, Fatal> {
+    match host.filter(|_| typed.times(Id::BackendInsecure) > 0) {
+        None => Ok(false),
+        Some(host) if is_local(host) => Ok(true),
+        Some(host) => usage(format!(
+            "--backend-insecure is only for localhost or a loopback address, not {host}; use --backend-ca"
+        )),
     }
 }
 
-fn backend_source(typed: &Typed, host: &str) -> Result<Option<IpAddr>, Fatal> {
+fn is_local(host: &str) -> bool {
+    match host.parse::<IpAddr>() {
+        Ok(address) => address.to_canonical().is_loopback(),
+        Err(_) => host.eq_ignore_ascii_case("localhost"),
+    }
+}
+
+fn backend_source(typed: &Typed, host: Option<&str>) -> Result<Option<IpAddr>, Fatal> {
     let Some(word) = text(typed, Id::BackendSource)? else { return Ok(None) };
+    let Some(host) = host else { return usage("--backend-source: a UNIX socket has none".to_owned()) };
     match (word.parse::<IpAddr>(), host.parse::<IpAddr>()) {
         (Err(_), _) => usage(format!("--backend-source must be an IP address, not {word:?}")),
         (Ok(source), Ok(target)) if source.is_ipv4() != target.is_ipv4() => {

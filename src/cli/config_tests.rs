@@ -23,7 +23,7 @@ fn refused(line: &str) -> String {
 #[test]
 fn three_words_are_enough_and_give_the_defaults() {
     let config = with("mx.example.org 465 qmail-smtpd -a b", &[]).unwrap();
-    assert_eq!((config.host.as_str(), config.port), ("mx.example.org", 465));
+    assert_eq!(config.server, Some(Server::Tcp { host: "mx.example.org".to_owned(), port: 465 }));
     assert_eq!((config.program, config.arguments), ("qmail-smtpd".into(), vec!["-a".into(), "b".into()]));
     assert_eq!(config.identity, IdentitySource::None);
     assert_eq!(config.policy, Policy { offer_tls: false, ..Policy::default() });
@@ -36,7 +36,8 @@ fn three_words_are_enough_and_give_the_defaults() {
 #[test]
 fn ports_are_numbers_from_1_to_65535() {
     for port in ["1", "465", "65535"] {
-        assert_eq!(with(&format!("h {port} p"), &[]).unwrap().port.to_string(), port);
+        let expected = Server::Tcp { host: "h".to_owned(), port: port.parse().unwrap() };
+        assert_eq!(with(&format!("h {port} p"), &[]).unwrap().server, Some(expected));
     }
     for port in ["0", "65536", "+25", "-1", "smtps", "465x", "--cert"] {
         assert!(with(&format!("h {port} p"), &[]).unwrap_err().starts_with("PORT must be"), "{port}");
@@ -243,4 +244,39 @@ fn the_backends_name_is_one_that_a_certificate_can_bear() {
         let refused = crate::cli::read(words, |_| None).unwrap_err().to_string();
         assert!(refused.contains("--backend-name"), "{refused}");
     }
+}
+
+#[test]
+fn a_unix_socket_is_for_the_way_that_speaks_in_the_clear() {
+    let server = with("--way plain unix:/run/smtp p", &[]).unwrap().server;
+    assert_eq!(server, Some(Server::Unix("/run/smtp".into())));
+    assert!(with("unix:/run/smtp p", &[]).unwrap_err().contains("only for --way plain"));
+    assert!(with("--way plain unix: p", &[]).unwrap_err().contains("wants a path"));
+}
+
+#[test]
+fn nothing_goes_in_the_clear_over_a_network() {
+    for host in ["localhost", "127.0.0.1", "::1"] {
+        assert!(with(&format!("--way plain {host} 25 p"), &[]).is_ok(), "{host}");
+    }
+    for host in ["mx.example.org", "192.0.2.1", "0.0.0.0"] {
+        assert!(with(&format!("--way plain {host} 25 p"), &[]).unwrap_err().contains("only for localhost"), "{host}");
+    }
+}
+
+#[test]
+fn options_that_say_nothing_in_a_way_are_refused_and_variables_are_not() {
+    let trust = ["--backend-ca x", "--backend-name x", "--backend-insecure"];
+    for (way, words, idle) in [
+        ("plain", "localhost 25 p", &trust[..]),
+        ("keep", "p", &[&trust[..], &["--backend-source ::1", "--replay all"]].concat()[..]),
+    ] {
+        for option in idle {
+            let what = with(&format!("--way {way} {option} {words}"), &[]).unwrap_err();
+            assert!(what.contains("says nothing with --way"), "{way} {option}: {what}");
+        }
+        assert!(with(&format!("--way {way} {words}"), &[("CAFILE", "x"), ("CADIR", "y")]).is_ok());
+    }
+    assert!(with("--way plain --backend-source 127.0.0.53 unix:/x p", &[]).unwrap_err().contains("a UNIX socket"));
+    assert_eq!(with("--way keep p", &[]).unwrap().policy.way, Way::Keep);
 }

@@ -9,7 +9,7 @@ pub mod options;
 use std::ffi::OsString;
 
 use crate::error::Fatal;
-pub use config::{Config, IdentitySource};
+pub use config::{Config, IdentitySource, Server};
 pub use options::OWN_VARIABLES;
 
 /// What the command line comes to.

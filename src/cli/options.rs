@@ -7,6 +7,7 @@ pub enum Id {
     Cert,
     Key,
     SelfSigned,
+    Way,
     BackendCa,
     CaDir,
     BackendName,
@@ -125,7 +126,7 @@ impl OptionSpec {
 }
 
 /// The table.
-pub const OPTIONS: [OptionSpec; 31] = [
+pub const OPTIONS: [OptionSpec; 32] = [
     valued(Id::Cert, "cert", "FILE", "", Group::Certificate, "our certificate chain, PEM").with_env("CERTFILE"),
     valued(Id::Key, "key", "FILE", "the --cert file", Group::Certificate, "the private key of --cert, PEM")
         .with_env("KEYFILE"),
@@ -136,6 +137,14 @@ pub const OPTIONS: [OptionSpec; 31] = [
         "",
         Group::Certificate,
         "instead: a throw-away certificate for NAME, made in memory",
+    ),
+    valued(
+        Id::Way,
+        "way",
+        "tls|plain|keep",
+        "tls",
+        Group::Backend,
+        "what is behind TLS: HOST in TLS, HOST in the clear, PROG",
     ),
     valued(Id::BackendCa, "backend-ca", "FILE", "", Group::Backend, "certificates that HOST's is checked against, PEM")
         .with_env("CAFILE"),
@@ -210,7 +219,7 @@ pub const OPTIONS: [OptionSpec; 31] = [
 /// Headings, in the order of `--help`.
 const HEADINGS: [(Group, &str); 5] = [
     (Group::Certificate, "Certificate (without one, STARTTLS is not offered):"),
-    (Group::Backend, "Backend, the TLS-enabled server at HOST PORT:"),
+    (Group::Backend, "Backend, the server behind TLS:"),
     (Group::Policy, "Policy:"),
     (Group::Timeouts, "Time-outs, in seconds:"),
     (Group::General, "General:"),
@@ -225,6 +234,8 @@ pub fn help() -> String {
     let mut text = String::with_capacity(4096);
     text.push_str(concat!(
         "Usage: starttls-wrapper [OPTIONS] HOST PORT PROG [ARGS...]\n",
+        "       starttls-wrapper --way plain [OPTIONS] unix:PATH PROG [ARGS...]\n",
+        "       starttls-wrapper --way keep [OPTIONS] PROG [ARGS...]\n",
         "Runs PROG, a plaintext SMTP server, for the client on fds 0 and 1, and adds STARTTLS:\n",
         "a client that asks for it is handed over to the TLS-enabled server at HOST PORT.\n",
     ));

@@ -13,14 +13,14 @@ use log::warn;
 use mio::Poll;
 use zeroize::Zeroizing;
 
-use crate::cli::{Config, IdentitySource, OWN_VARIABLES};
+use crate::cli::{Config, IdentitySource, OWN_VARIABLES, Server};
 use crate::client_info::ClientInfo;
-use crate::engine::{self, CLIENT_IN, CLIENT_OUT, Conn, Parts, SIGNALS, Secrets};
+use crate::engine::{self, CLIENT_IN, CLIENT_OUT, Conn, Parts, Peer, SIGNALS, Secrets};
 use crate::error::Fatal;
-use crate::session::{ChildEnd, EndReason, PolicyEnd};
+use crate::session::{ChildEnd, EndReason, PolicyEnd, Way};
 use crate::smtp::reply::Ours;
 use crate::sys::child::Child;
-use crate::sys::dial::Target;
+use crate::sys::dial::{Place, Target};
 use crate::sys::end::End;
 use crate::sys::{inherited, privileges, signals};
 use crate::tls::{Identity, Roots, UnixTime};
@@ -78,10 +78,24 @@ impl Parted {
         if config.backend_insecure {
             warn!("the backend's certificate is not checked (--backend-insecure)");
         }
+        let source = config.backend_source;
+        let loopback_only = config.backend_insecure || policy.way == Way::Plain;
         let roots = match (config.ca_file, config.ca_dir) {
             (None, None) => Roots::System,
             (file, folder) => Roots::Files { file, folder },
         };
+        let peer = match &config.server {
+            Some(Server::Tcp { host, .. }) if policy.way == Way::Tls => {
+                let name = config.backend_name.unwrap_or_else(|| host.clone());
+                Some(Peer { roots, name, insecure: config.backend_insecure })
+            }
+            Some(_) | None => None,
+        };
+        let place = config.server.map(|server| match server {
+            Server::Tcp { host, port } => Place::Tcp(host, port),
+            Server::Unix(path) => Place::Unix(path),
+        });
+        let target = place.map(|place| Target { place, source, loopback_only });
         // What can fail for want of descriptors comes before the client's are taken.
         let poll = Poll::new()?;
         let terminations = End::event(signals::terminations()?, SIGNALS);
@@ -96,18 +110,8 @@ impl Parted {
             child,
             info,
             policy: Arc::new(policy),
-            target: Target {
-                host: config.host.clone(),
-                port: config.port,
-                source: config.backend_source,
-                loopback_only: config.backend_insecure,
-            },
-            secrets: Secrets {
-                identity,
-                roots,
-                backend_name: config.backend_name.unwrap_or(config.host),
-                insecure: config.backend_insecure,
-            },
+            secrets: Secrets { identity, peer },
+            target,
             relay: config.relay,
             terminations: Some(terminations),
             started,

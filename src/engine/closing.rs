@@ -7,6 +7,7 @@ use mio::Registry;
 use crate::session::{ClientEnd, EndReason, Phase, limits};
 use crate::tls::Leg;
 
+use super::backend::Backend;
 use super::bridge;
 use super::conn::Conn;
 use super::dismissal::Dismissal;
@@ -27,17 +28,28 @@ impl Conn {
     pub(super) fn close(&mut self, registry: &Registry, now: Instant) -> bool {
         let clean = self.ends_cleanly();
         self.dial = None;
-        if let Some(mut backend) = self.backend.take() {
-            if clean && !backend.leg.is_handshaking() {
-                backend.leg.send_close();
+        if let Some(backend) = &mut self.backend {
+            // Best effort: without it a backend in TLS sees an abort.
+            if clean {
+                backend.send_close();
             }
-            // Best effort: without it the backend sees an abort.
-            let _ = bridge::transmit(&mut backend.end, &mut backend.leg);
+            backend.transmit();
         }
-        self.dismiss(registry, now);
+        let was_behind_tls = self.drop_backend();
+        self.dismiss(!was_behind_tls, registry, now);
         self.close_client(clean, now);
         self.tend_dismissal(now);
         self.dismissal.is_none() && self.client.is_none()
+    }
+
+    /// The backend is needed no more. True: it was the child, whose pipes are back.
+    pub(super) fn drop_backend(&mut self) -> bool {
+        let pipes = self.backend.take().and_then(Backend::into_pipes);
+        let was_child = pipes.is_some();
+        if let Some((from, to)) = pipes {
+            (self.child_out, self.child_in) = (Some(from), to);
+        }
+        was_child
     }
 
     /// Goes on with the child's farewell; it is over when the child is reaped.
@@ -84,10 +96,11 @@ impl Conn {
         }
     }
 
-    /// Begins the child's farewell, once.
-    pub(super) fn dismiss(&mut self, registry: &Registry, now: Instant) {
+    /// Begins the child's farewell, once. `knows_us`: what it is told is ours, and not the client's inside TLS.
+    pub(super) fn dismiss(&mut self, knows_us: bool, registry: &Registry, now: Instant) {
         let Some(child) = self.child.take() else { return };
-        let between = !matches!(self.session.ended_in(), Phase::RelayPlain) && self.session.to_child.is_empty();
+        let relayed = matches!(self.session.ended_in(), Phase::RelayPlain);
+        let between = knows_us && !relayed && self.session.to_child.is_empty();
         let (stdin, stdout) = (self.child_in.take(), self.child_out.take());
         let patience = self.policy.timeouts.farewell;
         self.exit = None;

@@ -20,8 +20,9 @@ use crate::sys::dial::{Resolver, Target};
 use crate::sys::end::End;
 use crate::tls::Leg;
 
+use super::backend::Backend;
 use super::dismissal::Dismissal;
-use super::handover::{Backend, Dial, Secrets, Setups};
+use super::handover::{Dial, Secrets, Setups};
 use super::linger::Linger;
 use super::pump::Relay;
 use super::report::{self, Tally};
@@ -47,8 +48,8 @@ pub struct Parts {
     pub info: ClientInfo,
     /// What the session decides by.
     pub policy: Arc<Policy>,
-    /// Where the backend is.
-    pub target: Target,
+    /// Where the backend is, where it is dialled.
+    pub target: Option<Target>,
     /// What TLS is made from.
     pub secrets: Secrets,
     /// How relayed plaintext moves.
@@ -106,7 +107,7 @@ pub struct Conn {
     pub(super) terminations: Option<End>,
     pub(super) info: ClientInfo,
     pub(super) policy: Arc<Policy>,
-    pub(super) target: Target,
+    pub(super) target: Option<Target>,
     pub(super) secrets: Secrets,
     pub(super) mode: RelayMode,
     pub(super) tally: Tally,
@@ -192,16 +193,15 @@ impl Conn {
     /// Takes down what an event says; acting on it is [`Conn::drive`]'s.
     pub fn note(&mut self, event: &Event) {
         let token = event.token();
+        // A child that is kept is the backend, its pipes still called as they were.
+        let backend = self.backend.as_mut().and_then(|backend| backend.end_called(token));
         let end = match token {
+            _ if backend.is_some() => backend,
             CLIENT_IN => self.client.as_mut().map(|client| &mut client.input),
             CLIENT_OUT => self.client.as_mut().map(|client| &mut client.output),
             CHILD_OUT => self.child_out.as_mut(),
             CHILD_IN => self.child_in.as_mut(),
-            BACKEND => match (&mut self.backend, &mut self.dial) {
-                (Some(backend), _) => Some(&mut backend.end),
-                (None, Some(dial)) => dial.end(),
-                (None, None) => None,
-            },
+            BACKEND => self.dial.as_mut().and_then(Dial::end),
             CHILD_EXIT => match (&mut self.exit, &mut self.dismissal) {
                 (Some(exit), _) => Some(exit),
                 (None, Some(dismissal)) => dismissal.exit_end(),
@@ -261,7 +261,7 @@ impl Conn {
                 Phase::SecureClient => self.secure_client(now),
                 Phase::Gate => self.read_backend(now) | self.read_client_tls(now),
                 Phase::RelayPlain => self.relay_plain(registry, now),
-                Phase::RelayTls => self.relay_tls(now),
+                Phase::RelayTls => self.relay_tls(registry, now),
                 Phase::Close => {
                     if self.close(registry, now) {
                         return Driven::Over;
@@ -328,20 +328,22 @@ impl Conn {
     /// Where a write would have blocked, the loop is to say when it would not.
     fn watch_writes(&mut self, registry: &Registry) -> io::Result<()> {
         let client = self.client.as_mut().map(|client| &mut client.output);
-        let backend = self.backend.as_mut().map(|backend| &mut backend.end);
-        for end in [client, self.child_in.as_mut(), backend].into_iter().flatten().filter(|end| !end.writable) {
+        for end in [client, self.child_in.as_mut()].into_iter().flatten().filter(|end| !end.writable) {
             end.watch(registry, Interest::WRITABLE)?;
         }
-        Ok(())
+        self.backend.as_mut().map_or(Ok(()), |backend| backend.watch_writes(registry))
     }
 
     /// Big buffers of a connection that has been idle are given back.
     fn trim(&mut self, now: Instant) {
         if self.trim.is_some_and(|due| now >= due) {
             self.trim = None;
-            let client = self.client.as_mut().and_then(|client| client.leg.as_mut());
-            let backend = self.backend.as_mut().map(|backend| &mut backend.leg);
-            [client, backend].into_iter().flatten().for_each(Leg::give_back);
+            if let Some(leg) = self.client.as_mut().and_then(|client| client.leg.as_mut()) {
+                leg.give_back();
+            }
+            if let Some(backend) = &mut self.backend {
+                backend.give_back();
+            }
         }
     }
 }

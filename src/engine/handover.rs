@@ -1,31 +1,36 @@
-//! The way to the backend: its addresses, one connection attempt after the other, and what TLS with it needs.
+//! Towards the backend: its addresses, one connection attempt after the other; and what TLS with client and backend needs.
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::{Interest, Registry, Waker};
 
-use crate::sys::dial::{self, Resolver, Target};
+use crate::sys::dial::{self, Address, Resolver, Target};
 use crate::sys::end::End;
 use crate::tls::{
-    ClientConfig, Identity, Leg, Roots, ServerConfig, ServerName, TlsError, Trust, client_setup, server_name,
-    server_setup,
+    ClientConfig, Identity, Roots, ServerConfig, ServerName, TlsError, Trust, client_setup, server_name, server_setup,
 };
 
 use super::tokens::{BACKEND, RESOLVED};
 
-/// What both TLS legs are made from. Nothing of it is touched before a STARTTLS comes.
+/// What the TLS legs are made from. Nothing of it is touched before a STARTTLS comes.
 #[derive(Debug)]
 pub struct Secrets {
     /// Our certificate and key, where they are usable.
     pub identity: Option<Identity>,
+    /// How the backend is known, where it speaks TLS.
+    pub peer: Option<Peer>,
+}
+
+/// How a backend is known.
+#[derive(Debug)]
+pub struct Peer {
     /// Who may vouch for the backend besides our own certificate.
     pub roots: Roots,
-    /// The name that the backend's certificate must bear.
-    pub backend_name: String,
+    /// The name that its certificate must bear.
+    pub name: String,
     /// Believe any backend: `--backend-insecure`.
     pub insecure: bool,
 }
@@ -34,42 +39,23 @@ pub struct Secrets {
 #[derive(Debug)]
 pub(super) struct Setups {
     pub(super) server: Arc<ServerConfig>,
-    pub(super) client: Arc<ClientConfig>,
-    pub(super) name: ServerName<'static>,
+    pub(super) client: Option<(Arc<ClientConfig>, ServerName<'static>)>,
 }
 
 impl Secrets {
-    /// Makes both configurations around [`Secrets::identity`]: the key is loaded here, and the provider touched.
+    /// Makes the configurations around [`Secrets::identity`]: the key is loaded here, and the provider touched.
     pub(super) fn set_up(&self, identity: &Identity) -> Result<Setups, TlsError> {
-        let name = server_name(&self.backend_name)?;
-        let trust = Trust {
-            own_leaf: Some(identity.leaf().clone()),
-            roots: self.roots.clone(),
-            name: name.clone(),
-            insecure: self.insecure,
-        };
-        Ok(Setups { server: server_setup(identity)?, client: client_setup(trust)?, name })
-    }
-}
-
-/// A backend that is being spoken to.
-pub(super) struct Backend {
-    pub(super) end: End,
-    pub(super) leg: Leg,
-    /// It has closed its connection.
-    pub(super) is_over: bool,
-    /// It takes nothing more.
-    pub(super) is_deaf: bool,
-    /// Our close_notify is queued.
-    pub(super) close_sent: bool,
-    /// Writing is shut down.
-    pub(super) is_shut: bool,
-}
-
-impl Backend {
-    pub(super) fn new(end: End, setups: &Setups) -> Result<Self, TlsError> {
-        let leg = Leg::connect(&setups.client, setups.name.clone())?;
-        Ok(Self { end, leg, is_over: false, is_deaf: false, close_sent: false, is_shut: false })
+        let client = self.peer.as_ref().map(|peer| {
+            let name = server_name(&peer.name)?;
+            let trust = Trust {
+                own_leaf: Some(identity.leaf().clone()),
+                roots: peer.roots.clone(),
+                name: name.clone(),
+                insecure: peer.insecure,
+            };
+            Ok((client_setup(trust)?, name))
+        });
+        Ok(Setups { server: server_setup(identity)?, client: client.transpose()? })
     }
 }
 
@@ -89,8 +75,8 @@ pub(super) enum Dialled {
 pub(super) struct Dial {
     target: Target,
     is_resolved: bool,
-    left: VecDeque<SocketAddr>,
-    attempt: Option<(End, SocketAddr, Instant)>,
+    left: VecDeque<Address>,
+    attempt: Option<(End, Address, Instant)>,
     last_error: String,
     due: Instant,
 }
@@ -114,7 +100,7 @@ impl Dial {
 
     /// When the present attempt has had its share.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.attempt.as_ref().map(|&(_, _, due)| due)
+        self.attempt.as_ref().map(|(_, _, due)| *due)
     }
 
     /// Goes on.
@@ -123,7 +109,7 @@ impl Dial {
             match resolver.poll(&self.target, || Waker::new(registry, RESOLVED)) {
                 None => return Dialled::Wait,
                 Some(Ok(found)) => self.left = self.target.usable(found).into(),
-                Some(Err(error)) => self.last_error = format!("{}: {error}", self.target.host),
+                Some(Err(error)) => self.last_error = format!("{}: {error}", self.target.place),
             }
             self.is_resolved = true;
         }
@@ -145,14 +131,14 @@ impl Dial {
             let Some(address) = self.left.pop_front() else {
                 return Dialled::Failed(core::mem::take(&mut self.last_error));
             };
-            match self.attempt(address, registry) {
+            match self.begin_attempt(&address, registry) {
                 Ok(end) => self.attempt = Some((end, address, now + self.due.saturating_duration_since(now) / share)),
                 Err(error) => self.last_error = format!("{address}: {error}"),
             }
         }
     }
 
-    fn attempt(&self, address: SocketAddr, registry: &Registry) -> io::Result<End> {
+    fn begin_attempt(&self, address: &Address, registry: &Registry) -> io::Result<End> {
         let mut end = End::socket(self.target.begin(address)?, BACKEND);
         end.writable = false;
         end.watch(registry, Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY)?;

@@ -3,6 +3,7 @@
 //! [`Conn::drive`] is the one function that decides what to read and write next; this file only waits. An idle session is
 //! one `epoll_wait` without anything else: no tick, no polling.
 
+mod backend;
 mod batch;
 mod bridge;
 mod closing;
@@ -24,7 +25,7 @@ use std::time::Instant;
 use mio::{Events, Poll};
 
 pub use conn::{Conn, Driven, Parts};
-pub use handover::Secrets;
+pub use handover::{Peer, Secrets};
 pub use tokens::{CLIENT_IN, CLIENT_OUT, SIGNALS};
 
 use crate::error::exit;

@@ -10,7 +10,8 @@ use super::relay::READS;
 impl Conn {
     pub(super) fn snoop(&mut self, now: Instant) -> bool {
         // Nothing of a hand-over that failed is used again.
-        (self.backend, self.dial) = (None, None);
+        self.drop_backend();
+        self.dial = None;
         let moved = self.read_child(now) | self.read_client(now);
         if self.session.wants_child_eof() && self.session.to_child.is_empty() {
             self.child_in = None;

@@ -10,9 +10,9 @@ use crate::session::{BackendEnd, ChildEnd, ClientEnd, EndReason, Session};
 use crate::sys::child;
 use crate::sys::end::End;
 
+use super::backend::Backend;
 use super::bridge::{self, Received, Trouble};
 use super::conn::{Conn, IDLE};
-use super::handover::Backend;
 use super::pump::{Relay, Run};
 use super::secure::{Whose, tls_trouble};
 use super::tokens::CHILD_EXIT;
@@ -134,28 +134,31 @@ impl Conn {
     }
 
     /// Client and backend.
-    pub(super) fn relay_tls(&mut self, now: Instant) -> bool {
+    pub(super) fn relay_tls(&mut self, registry: &Registry, now: Instant) -> bool {
         let (received, sent) = (self.tally.received, self.tally.sent);
         let moved = self.relay_to_backend(now) | self.relay_to_client(now);
         if received != self.tally.received || sent != self.tally.sent {
             self.session.handle_relayed(now);
             self.trim = Some(now + IDLE);
         }
-        moved
+        let is_finished = self.backend.as_ref().is_some_and(|backend| backend.is_child() && backend.is_over);
+        moved || (is_finished && self.await_child(registry, now))
     }
 
     fn relay_to_backend(&mut self, now: Instant) -> bool {
         let (Some(client), Some(backend)) = (&mut self.client, &mut self.backend) else { return false };
         let Some(leg) = &mut client.leg else { return false };
+        if !self.session.to_backend.is_empty() {
+            // It came before what is read here.
+            return false;
+        }
         let mut moved = false;
         let mut reads = READS;
         while reads > 0 && client.input.readable && !client.is_over && !leg.peer_closed() && backend.takes_more() {
             reads -= 1;
             let mut refused = None;
             let received = bridge::receive(&mut client.input, leg, &mut |octets| {
-                if !backend.is_deaf {
-                    refused = backend.leg.send(octets).err().or(refused.take());
-                }
+                refused = backend.send(octets).err().or(refused.take());
             });
             moved |= !matches!(received, Ok(Received::Nothing));
             match received {
@@ -192,17 +195,21 @@ impl Conn {
         let (Some(client), Some(backend)) = (&mut self.client, &mut self.backend) else { return false };
         let Some(leg) = &mut client.leg else { return false };
         let mut moved = false;
-        if backend.is_over && !backend.leg.peer_closed() {
+        if backend.is_over && !backend.has_ended_cleanly() {
             // Its end came together with the reply that opened the gate.
             self.session.handle_end(EndReason::Backend(BackendEnd::Truncated), now);
             return true;
         }
         let mut reads = READS;
-        while reads > 0 && backend.end.readable && !backend.is_over && !backend.leg.peer_closed() && !leg.wants_write()
+        while reads > 0
+            && backend.input().readable
+            && !backend.is_over
+            && !backend.has_ended_cleanly()
+            && !leg.wants_write()
         {
             reads -= 1;
             let mut refused = None;
-            let received = bridge::receive(&mut backend.end, &mut backend.leg, &mut |octets| {
+            let received = backend.receive(&mut |octets| {
                 refused = leg.send(octets).err().or(refused.take());
             });
             moved |= !matches!(received, Ok(Received::Nothing));
@@ -211,7 +218,7 @@ impl Conn {
                 Ok(Received::Octets(_)) => {}
                 Ok(Received::End) | Err(Trouble::Broken(_)) => {
                     backend.is_over = true;
-                    if !backend.leg.peer_closed() {
+                    if !backend.has_ended_cleanly() {
                         // What came before still leaves; the end that follows it is no clean one.
                         let was_first = !client.is_over || leg.peer_closed();
                         let reason = if was_first {
@@ -221,6 +228,10 @@ impl Conn {
                         };
                         self.session.handle_end(reason, now);
                         return true;
+                    }
+                    if backend.is_child() {
+                        // Whether that was the end or an abort, its exit says.
+                        self.session.handle_server_finished(now);
                     }
                 }
                 Err(Trouble::Tls(error, _)) => {
@@ -238,7 +249,7 @@ impl Conn {
                 Err(_) => break,
             }
         }
-        if backend.leg.peer_closed() && !client.close_sent {
+        if backend.has_ended_cleanly() && !backend.is_child() && !client.close_sent {
             client.close_sent = true;
             leg.send_close();
             moved = true;
@@ -249,34 +260,6 @@ impl Conn {
             client.output.shut_down();
         }
         moved | finished(&mut self.session, client.close_sent && !leg.wants_write(), backend, now)
-    }
-}
-
-impl Backend {
-    /// Whether the queue is empty, so that more may be read for it.
-    fn takes_more(&self) -> bool {
-        self.is_deaf || !self.leg.wants_write()
-    }
-
-    fn transmit(&mut self) {
-        if bridge::transmit(&mut self.end, &mut self.leg).is_err() {
-            self.is_deaf = true;
-        }
-    }
-
-    /// Says that the client has ended, once. True: that was new.
-    fn close(&mut self) -> bool {
-        let new = !self.close_sent;
-        if new {
-            self.close_sent = true;
-            self.leg.send_close();
-            self.transmit();
-        }
-        if !self.is_shut && self.takes_more() {
-            self.is_shut = true;
-            self.end.shut_down();
-        }
-        new
     }
 }
 

@@ -8,12 +8,13 @@ use std::time::Instant;
 use mio::Registry;
 
 use crate::logging::escape;
-use crate::session::{BackendEnd, ClientEnd, EndReason, Phase, Session};
+use crate::session::{BackendEnd, ClientEnd, EndReason, Phase, Session, Way};
 use crate::tls::{Leg, TlsError};
 
+use super::backend::Backend;
 use super::bridge::{self, Received, Trouble};
 use super::conn::Conn;
-use super::handover::{Backend, Dial, Dialled};
+use super::handover::{Dial, Dialled};
 use super::relay::READS;
 
 /// The longest error text that is logged.
@@ -25,46 +26,54 @@ impl Conn {
             self.dial = None;
             return true;
         }
-        let dialled = match self.begin_dial(now) {
-            Ok(mut dial) => {
-                let dialled = dial.poll(&mut self.resolver, registry, now);
-                self.dial = Some(dial);
-                dialled
-            }
-            Err(why) => Dialled::Failed(why),
-        };
-        let done = match dialled {
-            Dialled::Wait => return false,
-            Dialled::Failed(why) => Err(why),
-            Dialled::Done(end) => match &self.setups {
-                Some(setups) => Backend::new(end, setups).map_err(|error| error.to_string()),
-                None => Err("no TLS configuration".to_owned()),
-            },
-        };
-        self.dial = None;
-        match done {
-            Ok(backend) => {
+        let reached = self.set_up().and_then(|()| match self.policy.way {
+            Way::Tls | Way::Plain => self.connect(registry, now),
+            Way::Keep => self.take_child_over().map(Some),
+        });
+        match reached {
+            Ok(None) => return false,
+            Ok(Some(backend)) => {
                 self.backend = Some(backend);
                 self.session.handle_dialled(now);
             }
             Err(why) => self.session.handle_handover_failed(why, now),
         }
+        self.dial = None;
         true
     }
 
-    /// The dial that is under way, or a new one; what TLS needs is made first.
-    fn begin_dial(&mut self, now: Instant) -> Result<Dial, String> {
+    /// Makes what TLS needs, once, and before the 220.
+    fn set_up(&mut self) -> Result<(), String> {
         if self.setups.is_none() {
             let identity = self.secrets.identity.as_ref().ok_or("there is no certificate")?;
             self.setups = Some(self.secrets.set_up(identity).map_err(|error| error.to_string())?);
             // The key is loaded: the octets of its file are wiped.
             self.secrets.identity = None;
         }
-        if let Some(dial) = self.dial.take() {
-            return Ok(dial);
+        Ok(())
+    }
+
+    /// Goes on with the dial that is under way, or begins one. `None`: not yet.
+    fn connect(&mut self, registry: &Registry, now: Instant) -> Result<Option<Backend>, String> {
+        let target = self.target.as_ref().ok_or("there is no HOST")?;
+        let dial = self.dial.get_or_insert_with(|| {
+            self.resolver.begin();
+            Dial::begin(target, self.policy.timeouts.dial, now)
+        });
+        match (dial.poll(&mut self.resolver, registry, now), &self.setups) {
+            (Dialled::Wait, _) => Ok(None),
+            (Dialled::Failed(why), _) => Err(why),
+            (Dialled::Done(end), Some(setups)) if setups.client.is_some() => {
+                Backend::tls(end, setups).map(Some).map_err(|error| error.to_string())
+            }
+            (Dialled::Done(end), _) => Ok(Some(Backend::socket(end))),
         }
-        self.resolver.begin();
-        Ok(Dial::begin(&self.target, self.policy.timeouts.dial, now))
+    }
+
+    /// The child is to be the backend: from here on it is read and written as one.
+    fn take_child_over(&mut self) -> Result<Backend, String> {
+        let from = self.child_out.take().ok_or("the child is gone")?;
+        Ok(Backend::child(from, self.child_in.take()))
     }
 
     /// Everything that the backend's TLS needs and brings, up to the gate.
@@ -76,11 +85,13 @@ impl Conn {
                 return true;
             }
             let wanted = matches!(phase, Phase::SecureBackend | Phase::Commit) || self.session.wants_backend();
-            let Some(backend) = self.backend.as_mut().filter(|b| wanted && b.end.readable && !b.is_over) else { break };
+            let Some(backend) = self.backend.as_mut().filter(|backend| wanted && !backend.is_over) else { break };
+            if !backend.input().readable {
+                break;
+            }
             let mut plaintext = Vec::new();
-            let received =
-                bridge::receive(&mut backend.end, &mut backend.leg, &mut |octets| plaintext.extend_from_slice(octets));
-            let (is_secure, is_clean) = (!backend.leg.is_handshaking(), backend.leg.peer_closed());
+            let received = backend.receive(&mut |octets| plaintext.extend_from_slice(octets));
+            let (is_secure, is_clean) = (backend.is_secure(), backend.has_ended_cleanly());
             match received {
                 Ok(Received::Nothing) => break,
                 Ok(Received::Octets(_)) => {}
@@ -89,8 +100,8 @@ impl Conn {
                     backend.is_over = true;
                     let why = describe(&trouble);
                     // The alert says why to the backend.
-                    let _ = bridge::transmit(&mut backend.end, &mut backend.leg);
-                    if phase.is_handover() {
+                    backend.transmit();
+                    if self.session.is_handover() {
                         self.session.handle_handover_failed(why, now);
                         moved = true;
                         continue;
@@ -126,7 +137,7 @@ impl Conn {
             return self.read_client(now);
         }
         if let Some(backend) = &mut self.backend {
-            backend.end.readable = true;
+            backend.input().readable = true;
         }
         if self.read_backend(now) && self.session.phase() != Phase::Commit {
             return true;
@@ -151,7 +162,9 @@ impl Conn {
         }
         if self.session.phase() == Phase::Announce {
             self.session.handle_announced(now);
-            self.dismiss(registry, now);
+            if self.policy.way != Way::Keep {
+                self.dismiss(true, registry, now);
+            }
         }
         true
     }

@@ -99,20 +99,15 @@ impl Conn {
             self.session.to_backend.clear();
             return false;
         }
-        let is_free = !backend.leg.is_handshaking() && !backend.leg.wants_write();
-        if !self.session.to_backend.is_empty() && is_free {
-            if let Err(error) = backend.leg.send(self.session.to_backend.as_slice()) {
+        let mut written = backend.transmit();
+        if !self.session.to_backend.is_empty() && backend.is_secure() && backend.takes_more() {
+            if let Err(error) = backend.send(self.session.to_backend.as_slice()) {
                 tls_trouble(&mut self.session, Whose::Backend, error, now);
             }
             self.session.to_backend.clear();
+            // In the clear it has left already.
+            written += 1 + backend.transmit();
         }
-        match bridge::transmit(&mut backend.end, &mut backend.leg) {
-            Ok(count) => count > 0,
-            // What it said before is read until its end.
-            Err(_) => {
-                backend.is_deaf = true;
-                true
-            }
-        }
+        written > 0 || backend.is_deaf
     }
 }

@@ -190,7 +190,7 @@ impl Session {
         if self.phase == Phase::Gate {
             return self.finish(EndReason::Backend(BackendEnd::Gone), now);
         }
-        if self.phase.is_handover() {
+        if self.is_handover() {
             self.handle_handover_failed("the child speaks no SMTP".to_owned(), now);
         }
         self.notes.push(Note::ChildNotSmtp);

@@ -157,6 +157,11 @@ impl Dialogue {
         !self.said
     }
 
+    /// Whether the server has said nothing since its last whole reply.
+    pub(super) fn is_between_replies(&self) -> bool {
+        !self.said && self.collected.is_empty()
+    }
+
     /// The code of the server's last whole reply.
     pub(super) fn last_code(&self) -> Option<Code> {
         self.last

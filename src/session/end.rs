@@ -6,6 +6,7 @@ use crate::error::exit;
 use crate::smtp::reply::Ours;
 
 use super::phase::Phase;
+use super::way::Way;
 
 /// Why a session ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +65,8 @@ pub enum ChildEnd {
     NotSmtp,
     /// Was killed by this signal while relaying.
     Killed(i32),
+    /// Gave no whole answer to the RSET by which it was to be kept: what it says next answers nobody knows what.
+    LostStep,
 }
 
 /// How a backend ended a session.
@@ -97,9 +100,8 @@ impl EndReason {
             Self::Client(ClientEnd::BytesAfterStarttls) => Some(Ours::BYTES_AFTER_STARTTLS),
             Self::Client(ClientEnd::BadLines) => Some(Ours::TOO_MANY_BAD_LINES),
             Self::Client(ClientEnd::NotSmtp) => Some(Ours::NOT_SMTP),
-            Self::Child(ChildEnd::NotStarted(_) | ChildEnd::Gone | ChildEnd::NotSmtp) | Self::System(_) => {
-                Some(Ours::NOT_AVAILABLE)
-            }
+            Self::Child(ChildEnd::NotStarted(_) | ChildEnd::Gone | ChildEnd::NotSmtp | ChildEnd::LostStep)
+            | Self::System(_) => Some(Ours::NOT_AVAILABLE),
             Self::Backend(BackendEnd::Gone | BackendEnd::Unasked | BackendEnd::Tls(_)) => Some(Ours::NOT_AVAILABLE),
             Self::Policy(PolicyEnd::TlsRequired) => Some(Ours::TLS_REQUIRED),
             Self::Policy(PolicyEnd::NoCertificate) => Some(Ours::NOT_AVAILABLE),
@@ -166,6 +168,7 @@ impl fmt::Display for EndReason {
             Self::Child(ChildEnd::Gone) => f.write_str("child closed"),
             Self::Child(ChildEnd::InsideReply) => f.write_str("child closed inside a reply"),
             Self::Child(ChildEnd::NotSmtp) => f.write_str("child spoke no SMTP"),
+            Self::Child(ChildEnd::LostStep) => f.write_str("child gave no whole answer to RSET"),
             Self::Child(ChildEnd::Killed(signal)) => write!(f, "child killed by signal {signal}"),
             Self::Backend(BackendEnd::Truncated) => f.write_str("backend closed without close_notify"),
             Self::Backend(BackendEnd::Gone) => f.write_str("backend closed"),
@@ -186,6 +189,8 @@ impl fmt::Display for EndReason {
 /// Which step of a hand-over failed, so that the client got a 454.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HandoverFailure {
+    /// The way.
+    pub way: Way,
     /// The step.
     pub step: Phase,
     /// Why, in words for the log; remote octets in it are escaped already.
@@ -194,6 +199,6 @@ pub struct HandoverFailure {
 
 impl fmt::Display for HandoverFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "STARTTLS answered 454: {} failed: {}", self.step.name(), self.why)
+        write!(f, "STARTTLS answered 454: way {}, {} failed: {}", self.way, self.step.name(), self.why)
     }
 }

@@ -1,15 +1,18 @@
-//! The way into TLS: what the backend says and what the owner reports, from the dial to the open gate.
+//! From STARTTLS to the gate: what the owner reports of each step, and what a failed one leaves behind. Which steps there
+//! are, and in which order, is the way's ([`super::Way`]).
 
 use std::time::Instant;
 
 use crate::smtp::reply::Ours;
 
 use super::dialogue::Dialogue;
-use super::end::{BackendEnd, EndReason, HandoverFailure};
+use super::end::{BackendEnd, ChildEnd, EndReason, HandoverFailure};
 use super::phase::{Cause, Phase};
-use super::replay::{self, Progress};
+use super::policy::Replay;
+use super::replay::{Progress, Run};
 use super::snoop::Snooper;
-use super::{Note, Session, policy};
+use super::way::Way;
+use super::{Note, Session};
 
 impl Session {
     /// The backend's plaintext. Only in `Greeting`, `Replay` and `Gate`; elsewhere before the 220 it is a failure.
@@ -25,6 +28,9 @@ impl Session {
                 None => self.finish(EndReason::Bug("no replay".to_owned()), now),
             },
             Phase::SecureBackend | Phase::Commit => {
+                if let Some(run) = &mut self.replay {
+                    run.lose_step();
+                }
                 self.handle_handover_failed("the backend spoke unasked".to_owned(), now);
             }
             Phase::Gate => self.hear(octets, None, now),
@@ -38,9 +44,9 @@ impl Session {
         }
     }
 
-    /// The backend closed. `clean`: with close_notify.
+    /// The backend closed. `clean`: as its connection knows a clean end, in TLS with close_notify.
     pub fn handle_backend_eof(&mut self, clean: bool, now: Instant) {
-        if self.phase.is_handover() {
+        if self.is_handover() {
             self.handle_handover_failed("the backend closed".to_owned(), now);
         } else if self.phase == Phase::Gate {
             let said_bye = self.dialogue.last_code().is_some_and(|c| c.is(b"221") || c.is(b"421"));
@@ -55,32 +61,32 @@ impl Session {
         }
     }
 
-    /// The backend's TCP connection stands.
+    /// The backend is reached.
     pub fn handle_dialled(&mut self, now: Instant) {
         self.step(Cause::Dialled, now);
     }
 
     /// The backend's TLS stands and is trusted.
     pub fn handle_backend_secured(&mut self, now: Instant) {
-        self.replay = Some(replay::Run::new(self.transcript.steps()));
         self.step(Cause::BackendSecured, now);
-        if self.policy.replay == policy::Replay::All && self.transcript.is_full() {
-            self.handle_handover_failed("the record is too long to be replayed".to_owned(), now);
-        }
     }
 
     /// A step of the hand-over failed: `why` in words, remote octets escaped. The client gets a 454 and goes on with the
     /// child.
     pub fn handle_handover_failed(&mut self, why: String, now: Instant) {
-        let failure = HandoverFailure { step: self.phase, why };
+        let failure = HandoverFailure { way: self.policy.way, step: self.phase, why };
         self.step(Cause::HandoverFailed, now);
         if self.phase == Phase::Snoop {
             self.timers.touch(now);
             self.failed_handovers += 1;
             self.notes.push(Note::HandoverFailed(failure));
-            self.replay = None;
+            let replay = self.replay.take();
             self.to_backend.clear();
             self.dialogue.answer(Ours::TLS_NOT_AVAILABLE);
+            if self.policy.way == Way::Keep && replay.is_some_and(|run| !run.is_in_step()) {
+                // The late answer would pass for the one to the client's next command.
+                self.dialogue.end_in_turn(EndReason::Child(ChildEnd::LostStep));
+            }
             self.take_commands(now);
         }
     }
@@ -109,5 +115,51 @@ impl Session {
     pub fn handle_client_secured(&mut self, now: Instant) {
         self.timers.restart(now);
         self.step(Cause::ClientSecured, now);
+    }
+
+    /// Whether STARTTLS was said and the 220 was not: a failure is a 454.
+    #[must_use]
+    pub fn is_handover(&self) -> bool {
+        self.phase.is_handover(self.policy.way)
+    }
+
+    /// What the present phase begins with.
+    pub(super) fn begin(&mut self, now: Instant) {
+        match self.phase {
+            Phase::Greeting => {
+                self.replay = Some(Run::new(self.transcript.steps()));
+                if self.policy.replay == Replay::All && self.transcript.is_full() {
+                    self.handle_handover_failed("the record is too long to be replayed".to_owned(), now);
+                }
+            }
+            // No greeting came before it: the child is kept.
+            Phase::Replay if self.replay.is_none() => match self.why_not_kept() {
+                Some(why) => self.handle_handover_failed(why.to_owned(), now),
+                None => self.replay = Some(Run::reset(&mut self.to_backend)),
+            },
+            Phase::Dial
+            | Phase::SecureBackend
+            | Phase::Replay
+            | Phase::Snoop
+            | Phase::Commit
+            | Phase::Announce
+            | Phase::SecureClient
+            | Phase::Gate
+            | Phase::RelayPlain
+            | Phase::RelayTls
+            | Phase::Close => {}
+        }
+    }
+
+    /// What is wrong with the child before it is asked.
+    fn why_not_kept(&self) -> Option<&'static str> {
+        if !self.dialogue.is_between_replies() {
+            Some("the child is inside a reply that nobody asked for")
+        } else if self.noted.contains(&Note::ChildOffersStarttls) {
+            // As of any other server that would: seen in its plaintext EHLO reply, the one inside TLS being the client's own.
+            Some("it offers STARTTLS inside TLS")
+        } else {
+            None
+        }
     }
 }

@@ -6,15 +6,18 @@
 //! | phase | the owner |
 //! |---|---|
 //! | `Snoop` | reads client and child while `*_room` says so; closes the child's stdin when [`Session::wants_child_eof`] |
-//! | `Dial` | connects: `handle_dialled` or `handle_handover_failed`; still reads the client, never the child |
+//! | `Dial` | reaches the backend: `handle_dialled` or `handle_handover_failed`; still reads the client, never the child |
 //! | `SecureBackend` | TLS with the backend: `handle_backend_secured` or `handle_handover_failed` |
-//! | `Greeting`, `Replay` | `handle_backend` with what TLS delivers |
+//! | `Greeting`, `Replay` | `handle_backend` with what the backend says |
 //! | `Commit` | when nothing is unsent: reads the client once more; nothing there: `handle_quiet` |
 //! | `Announce` | writes; when all is out: `handle_announced`; reads no one |
 //! | `SecureClient` | dismisses the child; TLS with the client: `handle_client_secured` or `handle_end` |
 //! | `Gate` | `handle_client` and `handle_backend` with what TLS delivers |
 //! | `RelayPlain`, `RelayTls` | writes out what is queued, then moves octets itself; `handle_relayed` for the timer |
 //! | `Close` | writes out, lingers, closes; [`Session::end`] says why |
+//!
+//! The backend is whatever goes on behind TLS: which of these phases lead to it, and in which order, is the [`Way`]'s. In
+//! the way `keep` it is the child itself, from `handle_dialled` on until a hand-over fails.
 //!
 //! No call blocks, allocates per octet, or asks the time; `deadline` says when `handle_timeout` is due. After `Close`
 //! nothing moves the session again.
@@ -31,6 +34,7 @@ mod snoop;
 mod timeout;
 mod timers;
 pub mod transcript;
+pub mod way;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -38,6 +42,7 @@ use std::time::Instant;
 pub use end::{BackendEnd, ChildEnd, ClientEnd, EndReason, HandoverFailure, PolicyEnd};
 pub use phase::{Cause, Phase};
 pub use policy::Policy;
+pub use way::Way;
 
 use crate::buffer::Buffer;
 use crate::smtp::ehlo::Edit;
@@ -291,10 +296,11 @@ impl Session {
     }
 
     fn step(&mut self, cause: Cause, now: Instant) {
-        match self.phase.after(cause) {
+        match self.phase.after(cause, self.policy.way) {
             Some(next) => {
                 self.phase = next;
                 self.timers.entered(now);
+                self.begin(now);
             }
             None => {
                 let bug = format!("{cause:?} in {:?}", self.phase);

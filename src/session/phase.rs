@@ -12,15 +12,19 @@
 //!               '----------------------- any phase: limit, time-out, end -----^
 //! ```
 //!
+//! Drawn is the way `tls`. Every other takes some of these steps, in the order of its list: [`Way::steps`].
+//!
 //! A phase says what is being done; what it is done with lives beside it in the session. `after` takes the old phase by
 //! value and is total: a pair that the diagram does not have is a bug of ours and closes the session.
+
+use super::way::Way;
 
 /// What a session is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Client and child talk through us; we look for STARTTLS.
     Snoop,
-    /// The backend's TCP connection is being made. The child waits unread.
+    /// The server behind TLS is being reached: its connection is made, or the child is taken over. The child waits unread.
     Dial,
     /// The TLS handshake with the backend.
     SecureBackend,
@@ -51,7 +55,7 @@ pub enum Cause {
     Cutoff,
     /// STARTTLS in its turn, with nothing behind it.
     Starttls,
-    /// The backend's TCP connection stands.
+    /// The server behind TLS is reached: its connection stands, or it is the child.
     Dialled,
     /// The backend's TLS stands and its certificate is trusted.
     BackendSecured,
@@ -92,36 +96,31 @@ impl Phase {
 
     /// The phase that follows, or `None` where the diagram has no such arrow.
     #[must_use]
-    pub fn after(self, cause: Cause) -> Option<Self> {
+    pub fn after(self, cause: Cause, way: Way) -> Option<Self> {
+        let done = |step: Self| if self == step { way.behind(step) } else { None };
         match cause {
             Cause::Ended => Some(Self::Close),
             Cause::Cutoff => (self == Self::Snoop).then_some(Self::RelayPlain),
-            Cause::Starttls => (self == Self::Snoop).then_some(Self::Dial),
-            Cause::Dialled => (self == Self::Dial).then_some(Self::SecureBackend),
-            Cause::BackendSecured => (self == Self::SecureBackend).then_some(Self::Greeting),
-            Cause::Greeted => (self == Self::Greeting).then_some(Self::Replay),
-            Cause::Replayed => matches!(self, Self::Greeting | Self::Replay).then_some(Self::Commit),
-            Cause::HandoverFailed => self.is_handover().then_some(Self::Snoop),
-            Cause::Quiet => (self == Self::Commit).then_some(Self::Announce),
-            Cause::Announced => (self == Self::Announce).then_some(Self::SecureClient),
-            Cause::ClientSecured => (self == Self::SecureClient).then_some(Self::Gate),
+            Cause::Starttls if self == Self::Snoop => way.steps().first().copied(),
+            Cause::Starttls => None,
+            Cause::Dialled => done(Self::Dial),
+            Cause::BackendSecured => done(Self::SecureBackend),
+            Cause::Greeted => done(Self::Greeting),
+            // A greeting with nothing to replay behind it.
+            Cause::Replayed if self == Self::Greeting => done(self).and_then(|replay| way.behind(replay)),
+            Cause::Replayed => done(Self::Replay),
+            Cause::HandoverFailed => self.is_handover(way).then_some(Self::Snoop),
+            Cause::Quiet => done(Self::Commit),
+            Cause::Announced => done(Self::Announce),
+            Cause::ClientSecured => done(Self::SecureClient),
             Cause::Opened => (self == Self::Gate).then_some(Self::RelayTls),
         }
     }
 
     /// STARTTLS was said and the 220 was not: a failure here is a 454, and an octet of the client an attack.
     #[must_use]
-    pub fn is_handover(self) -> bool {
-        match self {
-            Self::Dial | Self::SecureBackend | Self::Greeting | Self::Replay | Self::Commit => true,
-            Self::Snoop
-            | Self::Announce
-            | Self::SecureClient
-            | Self::Gate
-            | Self::RelayPlain
-            | Self::RelayTls
-            | Self::Close => false,
-        }
+    pub fn is_handover(self, way: Way) -> bool {
+        way.steps().iter().take_while(|step| **step != Self::Announce).any(|step| *step == self)
     }
 
     /// The name in the log.
@@ -189,19 +188,62 @@ mod tests {
             for cause in CAUSES {
                 let drawn = ARROWS.iter().find(|(from, by, _)| (*from, *by) == (phase, cause)).map(|&(_, _, to)| to);
                 let expected = if cause == Cause::Ended { Some(Phase::Close) } else { drawn };
-                assert_eq!(phase.after(cause), expected, "{phase:?} after {cause:?}");
+                assert_eq!(phase.after(cause, Way::Tls), expected, "{phase:?} after {cause:?}");
+            }
+        }
+    }
+
+    type Arrow = (Phase, Cause, Option<Phase>);
+
+    /// Those of the diagram's arrows that a way has otherwise; it has no others.
+    const OTHERWISE: [(Way, &[Arrow]); 2] = [
+        (
+            Way::Plain,
+            &[
+                (Phase::Dial, Cause::Dialled, Some(Phase::Greeting)),
+                (Phase::SecureBackend, Cause::BackendSecured, None),
+                (Phase::SecureBackend, Cause::HandoverFailed, None),
+            ],
+        ),
+        (
+            Way::Keep,
+            &[
+                (Phase::Dial, Cause::Dialled, Some(Phase::Replay)),
+                (Phase::SecureBackend, Cause::BackendSecured, None),
+                (Phase::SecureBackend, Cause::HandoverFailed, None),
+                (Phase::Greeting, Cause::Greeted, None),
+                (Phase::Greeting, Cause::Replayed, None),
+                (Phase::Greeting, Cause::HandoverFailed, None),
+            ],
+        ),
+    ];
+
+    #[test]
+    fn the_other_ways_differ_from_the_diagram_where_they_say() {
+        for (way, arrows) in OTHERWISE {
+            for phase in Phase::ALL {
+                for cause in CAUSES {
+                    let otherwise = arrows.iter().find(|(from, by, _)| (*from, *by) == (phase, cause));
+                    let expected = otherwise.map_or_else(|| phase.after(cause, Way::Tls), |&(_, _, to)| to);
+                    assert_eq!(phase.after(cause, way), expected, "{way}: {phase:?} after {cause:?}");
+                }
             }
         }
     }
 
     #[test]
     fn nothing_leads_back_to_plaintext_once_the_220_is_queued() {
-        let mut reached = vec![Phase::Announce];
-        while let Some(more) =
-            reached.iter().flat_map(|p| CAUSES.iter().filter_map(|c| p.after(*c))).find(|p| !reached.contains(p))
-        {
-            reached.push(more);
+        for way in Way::ALL {
+            let mut reached = vec![Phase::Announce];
+            while let Some(more) = reached
+                .iter()
+                .flat_map(|p| CAUSES.iter().filter_map(|c| p.after(*c, way)))
+                .find(|p| !reached.contains(p))
+            {
+                reached.push(more);
+            }
+            assert!(!reached.contains(&Phase::Snoop) && !reached.contains(&Phase::RelayPlain), "{way}: {reached:?}");
+            assert!(reached.contains(&Phase::RelayTls), "{way}: {reached:?}");
         }
-        assert!(!reached.contains(&Phase::Snoop) && !reached.contains(&Phase::RelayPlain), "{reached:?}");
     }
 }

@@ -4,6 +4,8 @@ use core::time::Duration;
 
 use crate::smtp::command::Verb;
 
+use super::way::Way;
+
 /// What a session does with what it sees. Made by `cli`, read by the session, never changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -15,6 +17,8 @@ pub struct Policy {
     pub refusals: u32,
     /// When snooping ends.
     pub cutoff: Cutoff,
+    /// How the server behind TLS is reached.
+    pub way: Way,
     /// What of the recorded dialogue the backend is told.
     pub replay: Replay,
     /// How long each wait may last.
@@ -107,6 +111,7 @@ impl Default for Policy {
             require_tls: false,
             refusals: 1,
             cutoff: Cutoff::default(),
+            way: Way::default(),
             replay: Replay::default(),
             timeouts: Timeouts::default(),
         }

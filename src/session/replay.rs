@@ -1,5 +1,6 @@
 //! The replay: the backend's greeting is swallowed, then it is told what was recorded, one command at a time, each reply
-//! compared with what the child had said (protocol.md, STARTTLS 4 and 5).
+//! compared with what the child had said (protocol.md, STARTTLS 4 and 5). A child that is kept has greeted already and
+//! knows what was said: it is told RSET.
 //!
 //! Rejected: pipelining the steps. There is one step by default, and a reply that answers the wrong step must be noticed.
 
@@ -29,6 +30,8 @@ pub(super) struct Run {
     /// What is still to be said; the front was sent if `greeted`.
     steps: VecDeque<Entry>,
     greeted: bool,
+    /// The last thing asked is answered, whole, and nothing was said behind it.
+    is_in_step: bool,
     scanner: Scanner,
     reply: Vec<u8>,
 }
@@ -36,7 +39,24 @@ pub(super) struct Run {
 impl Run {
     /// A replay of `steps`.
     pub(super) fn new(steps: VecDeque<Entry>) -> Self {
-        Self { steps, greeted: false, scanner: Scanner::default(), reply: Vec::new() }
+        Self { steps, greeted: false, is_in_step: false, scanner: Scanner::default(), reply: Vec::new() }
+    }
+
+    /// RSET to a server that has greeted: what forgets the mail and nothing else (RFC 5321 4.1.1.5).
+    pub(super) fn reset(out: &mut Buffer) -> Self {
+        let step = Entry::reset();
+        out.push(&step.line);
+        Self { greeted: true, ..Self::new([step].into()) }
+    }
+
+    /// Whether the server owes nothing: what it says next answers what it is asked next.
+    pub(super) fn is_in_step(&self) -> bool {
+        self.is_in_step
+    }
+
+    /// The server has said something that is lost.
+    pub(super) fn lose_step(&mut self) {
+        self.is_in_step = false;
     }
 
     /// Takes the backend's octets; what it is to be told next goes to `out`. The error says what was wrong, in words.
@@ -54,6 +74,7 @@ impl Run {
                 Scanned::NotSmtp => return Err("it speaks no SMTP".to_owned()),
                 Scanned::Final(code) if !rest.is_empty() => return Err(format!("more octets behind its {code} reply")),
                 Scanned::Final(code) => {
+                    self.is_in_step = true;
                     self.judge(code)?;
                     self.reply.clear();
                     return Ok(self.next(out));
@@ -68,6 +89,9 @@ impl Run {
             return if code.is(b"220") { Ok(()) } else { Err(format!("it greeted with {code}")) };
         }
         let Some(step) = self.steps.front() else { return Ok(()) };
+        if step.is_reset && code.class() != b'2' {
+            return Err(format!("it answered {code} to RSET"));
+        }
         if step.accepted && matches!(code.class(), b'4' | b'5') {
             return Err(format!("it answered {code} where the child had said 250"));
         }
@@ -90,6 +114,7 @@ impl Run {
             None => Progress::Done,
             Some(step) => {
                 out.push(&step.line);
+                self.is_in_step = false;
                 if first { Progress::Greeted } else { Progress::Waiting }
             }
         }

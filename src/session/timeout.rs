@@ -37,7 +37,7 @@ impl Session {
             }
         }
         match self.phase {
-            phase if phase.is_handover() && phase != Phase::Commit => {
+            phase if self.is_handover() && phase != Phase::Commit => {
                 self.handle_handover_failed("time-out".to_owned(), now);
             }
             phase @ (Phase::RelayPlain | Phase::RelayTls) => {

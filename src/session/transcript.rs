@@ -20,10 +20,27 @@ pub struct Entry {
     pub line: Vec<u8>,
     /// EHLO, whose reply is looked at for STARTTLS.
     pub is_ehlo: bool,
+    /// RSET of ours, to a child that is kept: it must say 2yz.
+    pub is_reset: bool,
     /// The child said 2yz; the backend must not say 4yz or 5yz then.
     pub accepted: bool,
     number: u32,
     is_hello: bool,
+}
+
+impl Entry {
+    /// What no client said.
+    #[must_use]
+    pub fn reset() -> Self {
+        Self {
+            line: b"RSET\r\n".to_vec(),
+            is_ehlo: false,
+            is_reset: true,
+            accepted: false,
+            number: NONE,
+            is_hello: false,
+        }
+    }
 }
 
 /// The record. Entries get their number when the command is sent and their outcome when the child answers.
@@ -58,7 +75,8 @@ impl Transcript {
             let line = [line, b"\r\n"].concat();
             self.octets += line.len();
             let is_ehlo = verb == Verb::Ehlo;
-            self.entries.push_back(Entry { line, is_ehlo, accepted: false, number: self.recorded, is_hello });
+            let number = self.recorded;
+            self.entries.push_back(Entry { line, is_ehlo, is_reset: false, accepted: false, number, is_hello });
         }
         self.recorded
     }

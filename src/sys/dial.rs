@@ -1,26 +1,62 @@
 //! Dialling the backend: names resolved off the loop, addresses tried one after the other without blocking.
 
+use core::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
 use mio::Waker;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
 
 /// Where to dial.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// A name or an address literal.
-    pub host: String,
-    /// The TCP port.
-    pub port: u16,
+    /// The server's place.
+    pub place: Place,
     /// The local address to connect from.
     pub source: Option<IpAddr>,
     /// Refuse every address but a loopback one: the certificate is not going to be checked.
     pub loopback_only: bool,
+}
+
+/// Where a server listens.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// A name or an address literal, and the TCP port.
+    Tcp(String, u16),
+    /// A UNIX stream socket.
+    Unix(PathBuf),
+}
+
+/// One address of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// Over TCP.
+    Tcp(SocketAddr),
+    /// A UNIX stream socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(host, _) => f.write_str(host),
+            Self::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => path.display().fmt(f),
+        }
+    }
 }
 
 /// The addresses of a target, as they become known. One for all dials of a session: its waker must outlive every wait of the
@@ -28,33 +64,53 @@ pub struct Target {
 #[derive(Debug, Default)]
 pub struct Resolver {
     waker: Option<Arc<Waker>>,
-    asked: Option<Receiver<io::Result<Vec<SocketAddr>>>>,
+    asked: Option<Receiver<io::Result<Vec<Address>>>>,
 }
 
 impl Target {
     /// The addresses that need no resolver.
-    fn literal(&self) -> Option<Vec<SocketAddr>> {
-        if let Ok(address) = self.host.parse::<IpAddr>() {
-            return Some(vec![SocketAddr::new(address, self.port)]);
+    fn literal(&self) -> Option<Vec<Address>> {
+        let (host, port) = match &self.place {
+            Place::Tcp(host, port) => (host, *port),
+            Place::Unix(path) => return Some(vec![Address::Unix(path.clone())]),
+        };
+        if let Ok(address) = host.parse::<IpAddr>() {
+            return Some(vec![Address::Tcp(SocketAddr::new(address, port))]);
         }
         let both = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-        let is_local = self.host.eq_ignore_ascii_case("localhost");
-        is_local.then(|| both.iter().map(|address| SocketAddr::new(*address, self.port)).collect())
+        let is_local = host.eq_ignore_ascii_case("localhost");
+        is_local.then(|| both.iter().map(|address| Address::Tcp(SocketAddr::new(*address, port))).collect())
     }
 
     /// Those of `found` that may be dialled: of the source's family, and on loopback where that is demanded.
     #[must_use]
-    pub fn usable(&self, found: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    pub fn usable(&self, found: Vec<Address>) -> Vec<Address> {
         let family = |a: &SocketAddr| self.source.is_none_or(|source| source.is_ipv4() == a.is_ipv4());
         let near = |a: &SocketAddr| !self.loopback_only || a.ip().to_canonical().is_loopback();
-        found.into_iter().filter(|a| family(a) && near(a)).collect()
+        let fits = |a: &Address| match a {
+            Address::Tcp(a) => family(a) && near(a),
+            Address::Unix(_) => true,
+        };
+        found.into_iter().filter(fits).collect()
     }
 
     /// Begins a connection to `address`. The socket becomes writable when it stands or has failed: see [`finish`].
     ///
     /// # Errors
-    /// It failed at once.
-    pub fn begin(&self, address: SocketAddr) -> io::Result<OwnedFd> {
+    /// It failed at once; at a UNIX socket that is EAGAIN where its queue is full, which can't be waited for.
+    pub fn begin(&self, address: &Address) -> io::Result<OwnedFd> {
+        match address {
+            Address::Tcp(address) => self.begin_tcp(*address),
+            Address::Unix(path) => {
+                let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+                let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+                connect(&socket, &SocketAddrUnix::new(path.as_path())?)?;
+                Ok(socket)
+            }
+        }
+    }
+
+    fn begin_tcp(&self, address: SocketAddr) -> io::Result<OwnedFd> {
         let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let socket = socket_with(family, SocketType::STREAM, flags, None)?;
@@ -89,7 +145,7 @@ impl Resolver {
         &mut self,
         target: &Target,
         waker: impl FnOnce() -> io::Result<Waker>,
-    ) -> Option<io::Result<Vec<SocketAddr>>> {
+    ) -> Option<io::Result<Vec<Address>>> {
         if let Some(known) = target.literal() {
             return Some(Ok(known));
         }
@@ -112,11 +168,12 @@ impl Resolver {
             Some(waker) => waker.clone(),
             None => self.waker.insert(Arc::new(waker()?)).clone(),
         };
-        let name = (target.host.clone(), target.port);
+        let Place::Tcp(host, port) = &target.place else { return Ok(()) };
+        let name = (host.clone(), *port);
         let (sender, receiver) = channel();
         std::thread::Builder::new().name("resolver".to_owned()).spawn(move || {
             // Both fail only when the session has ended meanwhile.
-            let _ = sender.send(name.to_socket_addrs().map(Iterator::collect));
+            let _ = sender.send(name.to_socket_addrs().map(|found| found.map(Address::Tcp).collect()));
             let _ = waker.wake();
         })?;
         self.asked = Some(receiver);
@@ -138,13 +195,13 @@ mod tests {
 
     fn target(source: Option<&str>, loopback_only: bool) -> Target {
         let source = source.map(|s| s.parse().unwrap());
-        Target { host: "h".to_owned(), port: 587, source, loopback_only }
+        Target { place: Place::Tcp("h".to_owned(), 587), source, loopback_only }
     }
 
     #[test]
     fn only_addresses_that_fit_are_dialled() {
-        let all: Vec<SocketAddr> =
-            ["192.0.2.1:587", "127.0.0.1:587", "[::1]:587"].iter().map(|a| a.parse().unwrap()).collect();
+        let all: Vec<Address> =
+            ["192.0.2.1:587", "127.0.0.1:587", "[::1]:587"].iter().map(|a| Address::Tcp(a.parse().unwrap())).collect();
         assert_eq!(target(None, false).usable(all.clone()), all);
         assert_eq!(target(None, true).usable(all.clone()), all[1..]);
         assert_eq!(target(Some("127.0.0.53"), false).usable(all.clone()), all[..2]);

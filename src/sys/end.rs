@@ -68,7 +68,13 @@ impl End {
         Ok(Self::plain(fd, token, false))
     }
 
-    /// Takes a TCP socket of ours that is non-blocking already.
+    /// Whether the loop calls it so.
+    #[must_use]
+    pub fn is_called(&self, token: Token) -> bool {
+        self.token == token
+    }
+
+    /// Takes a socket of ours that is non-blocking already.
     #[must_use]
     pub fn socket(fd: OwnedFd, token: Token) -> Self {
         Self::plain(fd, token, true)

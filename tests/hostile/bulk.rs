@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use rustix::net::SendFlags;
 
+use starttls_wrapper::session::Way;
+
 use crate::child::Child;
 use crate::door::{Door, Start, tls_client};
 use crate::octets::Octets;
@@ -58,19 +60,23 @@ fn every_octet_passes_the_copying_relay_and_memory_stays_flat() {
 }
 
 #[test]
-fn every_octet_passes_the_tls_relay_and_memory_stays_flat() {
-    let Standing { mut door, .. } = Standing::at(At::RelayTls, &Start::default());
-    let before = door.memory("VmHWM");
-    both_ways(door.client.as_mut().unwrap(), door.backend.wire().unwrap(), MUCH);
-    let grown = door.memory("VmHWM") - before;
-    assert!(grown < 2048, "{grown} KiB more");
-    let client = door.client.as_mut().unwrap();
-    client.end();
-    let backend = door.backend.wire().unwrap();
-    assert_eq!(backend.get_end(), Ok(End::Clean));
-    backend.end();
-    assert_eq!(client.get_end(), Ok(End::Clean));
-    assert_eq!(door.code(), 0);
+fn every_octet_passes_the_tls_relay_of_each_way_and_memory_stays_flat() {
+    for way in Way::ALL {
+        let Standing { mut door, mut child, .. } = Standing::at(At::RelayTls, &Start { way, ..Start::default() });
+        let before = door.memory("VmHWM");
+        let mut kept = (way == Way::Keep).then(|| child.wire());
+        let behind = kept.as_mut().unwrap_or_else(|| door.backend.wire().unwrap());
+        both_ways(door.client.as_mut().unwrap(), behind, MUCH);
+        let grown = door.memory("VmHWM") - before;
+        assert!(grown < 2048, "{way}: {grown} KiB more");
+        door.client.as_mut().unwrap().end();
+        let behind = kept.as_mut().unwrap_or_else(|| door.backend.wire().unwrap());
+        assert_eq!(behind.get_end(), Ok(End::Clean), "{way}");
+        behind.end();
+        child.exit(0);
+        assert_eq!(door.client.as_mut().unwrap().get_end(), Ok(End::Clean), "{way}");
+        assert_eq!(door.code(), 0, "{way}");
+    }
 }
 
 /// A relay under strace(1) with `arguments`, that passes `total` octets each way; what strace has written of it.
@@ -216,8 +222,9 @@ fn half_closes_pass_the_plain_relay_either_way() {
 
 #[test]
 fn half_closes_pass_the_tls_relay_either_way() {
-    for client_first in [true, false] {
-        let Standing { mut door, .. } = Standing::at(At::RelayTls, &Start::default());
+    // A child's end is its exit, after which it takes nothing.
+    for (way, client_first) in [(Way::Tls, true), (Way::Tls, false), (Way::Plain, true), (Way::Plain, false)] {
+        let Standing { mut door, .. } = Standing::at(At::RelayTls, &Start { way, ..Start::default() });
         let (client, backend) = (door.client.as_mut().unwrap(), door.backend.wire().unwrap());
         let (first, second) = if client_first { (client, backend) } else { (backend, client) };
         first.send(b"last words\r\n");
@@ -297,11 +304,17 @@ fn a_client_that_never_reads_stops_a_flooding_child_in_the_dialogue_and_in_the_r
 
 #[test]
 fn sides_of_the_tls_relay_that_never_read_stop_the_other_and_memory_stays_flat() {
-    all_of(&[true, false], |&client_floods| {
-        let start = Start { options: &["--relay-timeout", "3"], ..Start::default() };
-        let Standing { mut door, .. } = Standing::at(At::RelayTls, &start);
+    let cases: Vec<_> = Way::ALL.iter().flat_map(|&way| [(way, true), (way, false)]).collect();
+    all_of(&cases, |&(way, client_floods)| {
+        let start = Start { options: &["--relay-timeout", "3"], way, ..Start::default() };
+        let Standing { mut door, mut child, .. } = Standing::at(At::RelayTls, &start);
         let memory = door.memory("VmHWM");
-        let flooder = if client_floods { door.client.as_mut().unwrap() } else { door.backend.wire().unwrap() };
+        let mut kept = (way == Way::Keep).then(|| child.wire());
+        let flooder = match (client_floods, &mut kept) {
+            (true, _) => door.client.as_mut().unwrap(),
+            (false, Some(kept)) => kept,
+            (false, None) => door.backend.wire().unwrap(),
+        };
         // More than all buffers of both connections hold: it can't succeed.
         let why = flooder.exchange(&mut Octets::new(1, MUCH), &mut Octets::none(), Duration::from_millis(500));
         assert!(why.is_err_and(|why| why.contains("nothing moves")));
@@ -311,6 +324,11 @@ fn sides_of_the_tls_relay_that_never_read_stop_the_other_and_memory_stays_flat()
         std::thread::park_timeout(Duration::from_secs(1));
         let spent = door.processor_time() - busy;
         assert!(spent <= Duration::from_millis(20), "{spent:?} while nothing moves");
+        if kept.take().is_some() {
+            // Its exit would end the session before the timer does.
+            let _ = door.client.as_mut().unwrap().rest();
+            child.exit(0);
+        }
         assert_eq!(door.code(), 99);
     });
 }

@@ -3,8 +3,10 @@
 use std::fs::File;
 use std::time::{Duration, Instant};
 
+use starttls_wrapper::session::Way;
+
 use crate::child::Child;
-use crate::door::{Door, Start};
+use crate::door::{Door, Start, tls_client};
 use crate::octets::Octets;
 use crate::steps::{At, Standing, all_of, ask_child, greet};
 use crate::wire::{End, PATIENCE};
@@ -72,6 +74,30 @@ fn a_child_killed_in_the_relay_is_told_by_the_exit_code() {
     assert_eq!(client.get_end(), Ok(End::Clean));
     door.client = None;
     assert_eq!(door.code(), 111, "{}", door.said());
+}
+
+#[test]
+fn a_kept_child_killed_in_the_relay_is_an_abort_for_the_client() {
+    for (how, end, code) in [("kill -9 $$", End::Cut, 111), ("exit 1", End::Clean, 0)] {
+        let script =
+            format!("echo 220 hello; for n in 1 2 3; do read line; echo 250 ok; done; read line; printf half; {how}");
+        let start = Start { program: Some(&["/bin/sh", "-c", &script]), way: Way::Keep, ..Start::default() };
+        let mut door = Door::open(&start);
+        let client = door.client.as_mut().unwrap();
+        client.get(b"220 hello\n").unwrap();
+        client.send(b"EHLO client.example\r\n");
+        client.get(b"250-ok\n250 STARTTLS\r\n").unwrap();
+        client.send(b"STARTTLS\r\n");
+        client.get(b"220 2.0.0 Ready to start TLS\r\n").unwrap();
+        client.secure(tls_client()).unwrap();
+        client.send(b"EHLO client.example\r\n");
+        client.get(b"250 ok\n").unwrap();
+        client.send(b"NOOP\r\n");
+        client.get(b"half").unwrap();
+        assert_eq!(client.get_end(), Ok(end), "{how}");
+        door.client = None;
+        assert_eq!(door.code(), code, "{how}: {}", door.said());
+    }
 }
 
 #[test]

@@ -9,28 +9,23 @@ use crate::wire::{End, PATIENCE};
 
 #[test]
 fn a_reset_ends_the_session_in_every_phase() {
-    all_of(&At::ALL, |&at| {
-        let mut standing = Standing::at(at, &Start::default());
+    all_of(&At::everywhere(), |&(way, at)| {
+        let mut standing = Standing::at(at, &Start { way, ..Start::default() });
         standing.door.client.take().unwrap().reset();
         let _ = standing.child.rest();
-        if at.has_backend() {
-            let (octets, end) = standing.door.backend.held().rest().unwrap_or_else(|why| panic!("backend: {why}"));
-            if at.is_dismissed() {
-                assert_eq!((octets, end), (Vec::new(), end));
-                assert_ne!(end, End::Clean, "the backend takes a reset for a clean end");
-            }
-        }
+        standing.backend_sees_an_abort(at);
         assert_eq!(standing.close(), 1);
     });
 }
 
 #[test]
 fn a_half_close_ends_the_session_in_every_phase() {
-    all_of(&At::ALL, |&at| {
-        let mut standing = Standing::at(at, &Start::default());
+    all_of(&At::everywhere(), |&(way, at)| {
+        let mut standing = Standing::at(at, &Start { way, ..Start::default() });
+        let is_dismissed = standing.is_dismissed(at);
         let client = standing.door.client.as_mut().unwrap();
         client.cut();
-        if !at.is_dismissed() {
+        if !is_dismissed {
             // A QUIT of ours may come before the end; nothing of the client's.
             let heard = standing.child.rest().unwrap();
             assert!(heard.is_empty() || heard == b"QUIT\r\n", "{}", heard.escape_ascii());
@@ -49,8 +44,7 @@ fn a_half_close_ends_the_session_in_every_phase() {
             _ => assert_eq!((said.as_slice(), end == End::Reset), (&b""[..], false)),
         }
         if at.is_secure() {
-            let (_, end) = standing.door.backend.held().rest().unwrap();
-            assert_ne!(end, End::Clean, "the backend takes a truncation for a clean end");
+            standing.backend_sees_an_abort(at);
         }
         assert_eq!(standing.close(), i32::from(at != At::RelayPlain));
     });
@@ -58,9 +52,9 @@ fn a_half_close_ends_the_session_in_every_phase() {
 
 #[test]
 fn sigterm_and_sigint_end_the_session_in_every_phase() {
-    all_of(&At::ALL, |&at| {
+    all_of(&At::everywhere(), |&(way, at)| {
         for signal in [Signal::TERM, Signal::INT] {
-            let mut standing = Standing::at(at, &Start::default());
+            let mut standing = Standing::at(at, &Start { way, ..Start::default() });
             standing.door.kill(signal);
             let client = standing.door.client.as_mut().unwrap();
             let (said, end) = client.rest().unwrap();
@@ -76,8 +70,7 @@ fn sigterm_and_sigint_end_the_session_in_every_phase() {
                 _ => assert_eq!(end, End::Clean),
             }
             if at == At::RelayTls {
-                let (_, end) = standing.door.backend.held().rest().unwrap();
-                assert_ne!(end, End::Clean);
+                standing.backend_sees_an_abort(at);
             }
             assert_eq!(standing.close(), 0);
         }
@@ -86,20 +79,17 @@ fn sigterm_and_sigint_end_the_session_in_every_phase() {
 
 #[test]
 fn sigkill_is_the_end_for_child_backend_and_client_in_every_phase() {
-    all_of(&At::ALL, |&at| {
-        let mut standing = Standing::at(at, &Start::default());
+    all_of(&At::everywhere(), |&(way, at)| {
+        let mut standing = Standing::at(at, &Start { way, ..Start::default() });
         standing.door.kill(Signal::KILL);
-        if !at.is_dismissed() {
+        if !standing.is_dismissed(at) {
             let heard = standing.child.rest().unwrap();
             assert!(heard.is_empty(), "{}", heard.escape_ascii());
             standing.child.exit(0);
         }
         let (_, end) = standing.door.client.as_mut().unwrap().rest().unwrap();
         assert!(!at.is_secure() || end != End::Clean);
-        if at.has_backend() {
-            let (_, end) = standing.door.backend.held().rest().unwrap();
-            assert!(!at.is_dismissed() || end != End::Clean);
-        }
+        standing.backend_sees_an_abort(at);
         standing.door.wait().unwrap();
         // Its parent is now somebody else, who reaps it, or nobody here: only its pipes are ours to look at.
     });

@@ -76,7 +76,7 @@ pub(crate) fn swaks(stage: &Stage, at: SocketAddrV4, mode: Mode, identity: &Iden
 }
 
 #[track_caller]
-fn openssl(stage: &Stage, at: SocketAddrV4, mode: Mode, identity: &Identity, letter: &[u8]) {
+pub(crate) fn openssl(stage: &Stage, at: SocketAddrV4, mode: Mode, identity: &Identity, letter: &[u8]) {
     let version = if mode == Mode::Tls12 { "-tls1_2" } else { "-tls1_3" };
     let mut command = stage.command([
         "openssl",

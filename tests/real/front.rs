@@ -90,6 +90,16 @@ pub(crate) fn wrapper(identity: &Identity, options: &[&str], backend: SocketAddr
     argv
 }
 
+/// `starttls-wrapper --cert C --key K --way WAY SERVER... PROG...`
+pub(crate) fn wrapper_by(identity: &Identity, way: &str, server: &[String], prog: &[&str]) -> Vec<OsString> {
+    let mut argv: Vec<OsString> = vec![env!("CARGO_BIN_EXE_starttls-wrapper").into()];
+    argv.extend(["--cert".into(), identity.certificate.clone().into(), "--key".into(), identity.key.clone().into()]);
+    argv.extend(["--way".into(), way.into()]);
+    argv.extend(server.iter().map(OsString::from));
+    argv.extend(prog.iter().map(OsString::from));
+    argv
+}
+
 /// tcpserver with this command for every connection; its log, and all that its sessions write to stderr, is `NAME.log`.
 #[track_caller]
 pub(crate) fn tcpserver(stage: &Stage, name: &str, argv: &[OsString], queue: &Queue) -> SocketAddrV4 {

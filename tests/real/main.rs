@@ -18,6 +18,7 @@ mod relay;
 mod secrets;
 mod stage;
 mod supervisors;
+mod ways;
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -120,13 +120,19 @@ impl Stage {
     /// a probe would be a session.
     #[track_caller]
     pub(crate) fn start(&self, name: &str, command: &mut Command, listens: SocketAddrV4) {
+        self.start_until(name, command, &format!("listen on {listens}"), || is_listening(listens));
+    }
+
+    /// The same for a server that is ready when `is_ready` says so; `what` it then does.
+    #[track_caller]
+    pub(crate) fn start_until(&self, name: &str, command: &mut Command, what: &str, is_ready: impl Fn() -> bool) {
         let path = self.path(&format!("{name}.log"));
         let log = File::create(&path).expect("a log");
         self.shows(path);
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
         let mut child = spawn(command);
-        let outcome = wait_for(&format!("{name} to listen on {listens}"), || {
-            if is_listening(listens) {
+        let outcome = wait_for(&format!("{name} to {what}"), || {
+            if is_ready() {
                 return Some(None);
             }
             child.try_wait().expect("wait").map(Some)

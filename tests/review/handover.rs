@@ -28,6 +28,7 @@ const NAMED: Start<'_> = Start {
     keep: false,
     uid: None,
     host: NAME,
+    way: starttls_wrapper::session::Way::Tls,
 };
 
 #[test]

@@ -90,6 +90,8 @@ fn pem(label: &str, der: &[u8]) -> String {
 /// The port, what happens there, and the connection that speaks now.
 pub(crate) struct Server {
     certificate: Arc<Certificate>,
+    /// Whether it speaks TLS.
+    is_secure: bool,
     listener: Listener,
     port: u16,
     wire: Option<Wire>,
@@ -103,13 +105,13 @@ enum Listener {
 
 impl Server {
     /// A free port of 127.0.0.1, nobody listening yet.
-    pub(crate) fn new(certificate: Arc<Certificate>) -> Self {
+    pub(crate) fn new(certificate: Arc<Certificate>, is_secure: bool) -> Self {
         use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
         let fd = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
         bind(&fd, &std::net::SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let listener = TcpListener::from(fd);
         let port = listener.local_addr().unwrap().port();
-        Self { certificate, listener: Listener::Closed(listener.into()), port, wire: None }
+        Self { certificate, is_secure, listener: Listener::Closed(listener.into()), port, wire: None }
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -199,7 +201,9 @@ impl Server {
             self.listen();
             let socket = self.accept()?;
             let mut wire = Wire::new(socket);
-            wire.secure(self.certificate.server()).map_err(|e| format!("backend: {e}"))?;
+            if self.is_secure {
+                wire.secure(self.certificate.server()).map_err(|e| format!("backend: {e}"))?;
+            }
             self.wire = Some(wire);
         }
         self.wire.as_mut().ok_or_else(|| "backend: no connection".to_owned())

@@ -6,6 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use starttls_wrapper::session::Way;
+
 /// Who speaks or listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
@@ -85,7 +87,9 @@ pub(crate) enum Doors {
 #[derive(Clone, Debug)]
 pub(crate) struct Dialogue {
     pub(crate) path: PathBuf,
-    /// The program's options as typed.
+    /// Through which way it is played.
+    pub(crate) way: Way,
+    /// The program's other options as typed.
     pub(crate) options: Vec<String>,
     /// Whether a certificate is configured.
     pub(crate) certificate: bool,
@@ -98,9 +102,10 @@ pub(crate) struct Dialogue {
 }
 
 impl Dialogue {
-    /// `file:line`, as a compiler would print it.
+    /// `file:line`, as a compiler would print it, and the way where it is not the usual one.
     pub(crate) fn place(&self, line: usize) -> String {
-        format!("{}:{line}", self.path.display())
+        let way = if self.way == Way::Tls { String::new() } else { format!(" (way {})", self.way) };
+        format!("{}:{line}{way}", self.path.display())
     }
 }
 
@@ -138,6 +143,7 @@ pub(crate) fn read(path: &Path) -> Result<Dialogue, Malformed> {
 pub(crate) fn parse(path: &Path, text: &str) -> Result<Dialogue, Malformed> {
     let mut dialogue = Dialogue {
         path: path.to_owned(),
+        way: Way::Tls,
         options: Vec::new(),
         certificate: true,
         doors: Doors::All,
@@ -209,6 +215,10 @@ fn read_header(dialogue: &mut Dialogue, head: &str, rest: &str) -> Result<(), St
     }
     match (head, rest) {
         ("options", _) => dialogue.options = rest.split_whitespace().map(str::to_owned).collect(),
+        ("way", _) => {
+            let named = Way::ALL.into_iter().find(|way| way.name() == rest);
+            dialogue.way = named.ok_or_else(|| format!("no such way: {rest}"))?;
+        }
         ("cert", "none") => dialogue.certificate = false,
         ("doors", "pure") => dialogue.doors = Doors::Pure,
         ("segments", "whole") => dialogue.whole = true,

@@ -16,6 +16,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, Connection, DigitallySignedStruct, SignatureScheme};
+use starttls_wrapper::session::Way;
 use tempfile::TempDir;
 
 use crate::backend::{Certificate, Server};
@@ -78,6 +79,8 @@ pub(crate) struct Start<'a> {
     pub(crate) uid: Option<u32>,
     /// HOST: the backend listens on 127.0.0.1.
     pub(crate) host: &'a str,
+    /// `--way`.
+    pub(crate) way: Way,
 }
 
 impl Default for Start<'_> {
@@ -93,6 +96,7 @@ impl Default for Start<'_> {
             keep: false,
             uid: None,
             host: "127.0.0.1",
+            way: Way::Tls,
         }
     }
 }
@@ -103,7 +107,7 @@ impl Door {
         let folder = TempDir::new().unwrap();
         let path = |name: &str| folder.path().join(name);
         let certificate = certificate();
-        let backend = Server::new(Arc::clone(&certificate));
+        let backend = Server::new(Arc::clone(&certificate), start.way == Way::Tls);
         let puppets = UnixListener::bind(path("puppets")).unwrap();
         let (client, input, output, port) = descriptors(start.shape);
 
@@ -131,7 +135,10 @@ impl Door {
             fs::write(path("key.pem"), &certificate.key_pem).unwrap();
             command.arg("--cert").arg(path("cert.pem")).arg("--key").arg(path("key.pem"));
         }
-        command.args([start.host, &backend.port().to_string()]);
+        command.args(["--way", start.way.name()]);
+        if start.way.dials() {
+            command.args([start.host, &backend.port().to_string()]);
+        }
         match start.program {
             Some(program) => command.args(program),
             None => command.arg(puppet()).arg(path("puppets")).arg(start.mode),
@@ -321,7 +328,7 @@ impl ServerCertVerifier for OnlyOurs {
 /// Plays `dialogue` against the program. The message of a failure begins with `file:line`.
 pub(crate) fn play(dialogue: &Dialogue) -> Result<(), String> {
     let options: Vec<&str> = dialogue.options.iter().map(String::as_str).collect();
-    let start = Start { options: &options, certificate: dialogue.certificate, ..Start::default() };
+    let start = Start { options: &options, certificate: dialogue.certificate, way: dialogue.way, ..Start::default() };
     let mut door = Door::open(&start);
     let refused = dialogue.steps.iter().any(|s| s.deed == Deed::Backend(crate::dialogue::Backend::Refused));
     if !refused {
@@ -359,7 +366,12 @@ fn perform(dialogue: &Dialogue, at: usize, door: &mut Door, child: &mut Child) -
         Deed::Ends(Side::Child) => child.exit(0),
         Deed::Ends(Side::Backend) => door.backend.wire()?.end(),
         Deed::ClientResets => door.client.take().ok_or_else(gone)?.reset(),
-        Deed::BackendDies => door.backend.wire()?.cut(),
+        Deed::BackendDies if dialogue.way == Way::Tls => door.backend.wire()?.cut(),
+        // In the clear only a reset is no end.
+        Deed::BackendDies => {
+            door.backend.wire()?;
+            door.backend.take().reset();
+        }
         Deed::Backend(what) => door.backend.play(*what),
         Deed::ClientTls => door.client.as_mut().ok_or_else(gone)?.secure(tls_client())?,
         // That nothing happens for so long is what the script asks for; what does is seen by the next step. A program that ends
@@ -381,7 +393,11 @@ fn perform(dialogue: &Dialogue, at: usize, door: &mut Door, child: &mut Child) -
         Deed::SeesAbort(Side::Client) => {
             expect_end(door.client.as_mut().ok_or_else(gone)?.get_end()?, &[End::Cut, End::Reset])?;
         }
-        Deed::SeesAbort(Side::Backend) => expect_end(door.backend.wire()?.get_end()?, &[End::Cut, End::Reset])?,
+        Deed::SeesAbort(Side::Backend) => {
+            // In the clear an abort looks like an end.
+            let cut = if dialogue.way == Way::Tls { End::Cut } else { End::Clean };
+            expect_end(door.backend.wire()?.get_end()?, &[cut, End::Reset])?;
+        }
         Deed::SeesAbort(Side::Child) => return Err("a child sees no abort".to_owned()),
         Deed::ClientSeesAlert => {
             let (octets, end) = door.client.as_mut().ok_or_else(gone)?.rest()?;

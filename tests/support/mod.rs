@@ -11,4 +11,5 @@ pub(crate) mod pure;
 pub(crate) mod steps;
 pub(crate) mod stream;
 pub(crate) mod trace;
+pub(crate) mod ways;
 pub(crate) mod wire;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use starttls_wrapper::cli::{Invocation, read};
-use starttls_wrapper::session::{BackendEnd, ClientEnd, EndReason, Phase, Policy, Session};
+use starttls_wrapper::session::{BackendEnd, ChildEnd, ClientEnd, EndReason, Phase, Policy, Session, Way};
 
 use crate::dialogue::{Backend, Deed, Dialogue, Side};
 
@@ -82,6 +82,7 @@ impl Default for Peer {
 
 struct Owner {
     session: Session,
+    way: Way,
     now: Instant,
     client: Peer,
     child: Peer,
@@ -98,7 +99,7 @@ struct Owner {
 
 /// Plays `dialogue`, its segments cut as `cut` says. The message of a failure begins with `file:line`.
 pub(crate) fn play(dialogue: &Dialogue, cut: Cut) -> Result<(), String> {
-    let mut owner = Owner::new(policy(dialogue)?);
+    let mut owner = Owner::new(policy(dialogue)?, dialogue.way);
     owner.act();
     let mut segment = 0;
     for step in &dialogue.steps {
@@ -114,7 +115,9 @@ fn policy(dialogue: &Dialogue) -> Result<Policy, String> {
     if dialogue.certificate {
         words.extend(["--cert".to_owned(), "none.pem".to_owned()]);
     }
-    words.extend(["localhost", "465", "smtpd"].map(str::to_owned));
+    words.extend(["--way", dialogue.way.name()].map(str::to_owned));
+    words.extend(["localhost", "465"].iter().filter(|_| dialogue.way.dials()).map(|word| (*word).to_owned()));
+    words.push("smtpd".to_owned());
     match read(words.into_iter().map(Into::into), |_| None) {
         Ok(Invocation::Serve(config)) => Ok(config.policy),
         Ok(Invocation::Print(_)) => Err(format!("{}: the options print something", dialogue.path.display())),
@@ -123,10 +126,11 @@ fn policy(dialogue: &Dialogue) -> Result<Policy, String> {
 }
 
 impl Owner {
-    fn new(policy: Policy) -> Self {
+    fn new(policy: Policy, way: Way) -> Self {
         let now = Instant::now();
         Self {
             session: Session::new(Arc::new(policy), now),
+            way,
             now,
             client: Peer::default(),
             child: Peer::default(),
@@ -138,6 +142,11 @@ impl Owner {
             dial_waits: false,
             closed: false,
         }
+    }
+
+    /// Who goes on behind TLS.
+    fn behind(&self) -> Side {
+        if self.way == Way::Keep { Side::Child } else { Side::Backend }
     }
 
     fn peer(&mut self, side: Side) -> &mut Peer {
@@ -247,17 +256,19 @@ impl Owner {
     /// Everything queued reaches its side.
     fn write(&mut self) -> bool {
         let mut wrote = false;
-        let legs = [
-            (&mut self.session.to_client, &mut self.client),
-            (&mut self.session.to_child, &mut self.child),
-            (&mut self.session.to_backend, &mut self.backend),
-        ];
-        for (queue, peer) in legs {
-            if !queue.is_empty() {
+        let session = &mut self.session;
+        let queues = [&mut session.to_client, &mut session.to_child, &mut session.to_backend];
+        let queued = queues.map(|queue| {
+            let octets = queue.as_slice().to_vec();
+            queue.clear();
+            octets
+        });
+        for (octets, side) in queued.into_iter().zip([Side::Client, Side::Child, self.behind()]) {
+            if !octets.is_empty() {
+                let peer = self.peer(side);
                 if peer.ended == Ended::No {
-                    peer.seen.extend_from_slice(queue.as_slice());
+                    peer.seen.extend_from_slice(&octets);
                 }
-                queue.clear();
                 wrote = true;
             }
         }
@@ -277,7 +288,8 @@ impl Owner {
         match phase {
             Phase::RelayPlain => took |= self.relay(Side::Client, Side::Child) | self.relay(Side::Child, Side::Client),
             Phase::RelayTls => {
-                took |= self.relay(Side::Client, Side::Backend) | self.relay(Side::Backend, Side::Client)
+                let behind = self.behind();
+                took |= self.relay(Side::Client, behind) | self.relay(behind, Side::Client);
             }
             _ => {
                 took |= self.take_client();
@@ -313,7 +325,8 @@ impl Owner {
 
     fn take_server(&mut self) -> bool {
         let phase = self.session.phase();
-        if matches!(phase, Phase::Announce | Phase::SecureClient | Phase::Gate | Phase::Close) {
+        let is_kept = self.way == Way::Keep && phase != Phase::Close;
+        if !is_kept && matches!(phase, Phase::Announce | Phase::SecureClient | Phase::Gate | Phase::Close) {
             // Dismissed: nothing of it counts.
             self.child.waiting.clear();
         } else if self.session.wants_child() {
@@ -329,14 +342,15 @@ impl Owner {
             }
         }
         if (phase == Phase::Commit || self.session.wants_backend())
-            && let Some(piece) = self.backend.waiting.pop_front()
+            && let Some(piece) = self.peer(self.behind()).waiting.pop_front()
         {
             self.session.handle_backend(&piece, self.now);
             return true;
         }
         let waits = matches!(phase, Phase::Snoop | Phase::Dial | Phase::Close);
-        if self.backend.closed && !self.backend.closed_told && self.backend.waiting.is_empty() && !waits {
-            self.backend.closed_told = true;
+        let behind = self.peer(self.behind());
+        if behind.closed && !behind.closed_told && behind.waiting.is_empty() && !waits {
+            behind.closed_told = true;
             self.session.handle_backend_eof(true, self.now);
             return true;
         }
@@ -384,7 +398,9 @@ impl Owner {
             Phase::Commit => self.session.handle_quiet(self.now),
             Phase::Announce => {
                 self.session.handle_announced(self.now);
-                self.dismiss(true);
+                if self.way != Way::Keep {
+                    self.dismiss(true);
+                }
             }
             Phase::RelayPlain | Phase::RelayTls => self.relayed = true,
             Phase::Close if !self.closed && self.is_written() => {
@@ -414,7 +430,11 @@ impl Owner {
 
     fn close(&mut self) {
         let reason = self.session.end().cloned();
-        self.dismiss(!self.relayed);
+        // A child that was to go on behind TLS is just closed.
+        let lost_step = reason == Some(EndReason::Child(ChildEnd::LostStep));
+        let was_reached = !matches!(self.session.ended_in(), Phase::Snoop | Phase::Dial);
+        let was_behind = lost_step || self.way == Way::Keep && was_reached;
+        self.dismiss(!self.relayed && !was_behind);
         let announced = !self.relayed && reason.as_ref().is_some_and(|r| r.farewell().is_some());
         let whole = !self.inside_tls || announced || reason == Some(EndReason::Over);
         if self.client.ended == Ended::No && !self.client_reset {

@@ -3,10 +3,12 @@
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use starttls_wrapper::session::Way;
+
 use crate::child::Child;
 use crate::door::{Door, Start, tls_client};
 use crate::stream::wait_until;
-use crate::wire::PATIENCE;
+use crate::wire::{End, PATIENCE};
 
 /// A state of the session that lasts until somebody does something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +56,22 @@ impl At {
         Self::RelayTls,
     ];
 
+    /// All of them that a way has.
+    pub(crate) fn of(way: Way) -> Vec<(Way, Self)> {
+        let has = |at: &Self| match at {
+            Self::Dial => way.dials(),
+            Self::BackendHandshake => way == Way::Tls,
+            Self::Greeting => way != Way::Keep,
+            _ => true,
+        };
+        Self::ALL.into_iter().filter(has).map(|at| (way, at)).collect()
+    }
+
+    /// All of them that each way has.
+    pub(crate) fn everywhere() -> Vec<(Way, Self)> {
+        Way::ALL.into_iter().flat_map(Self::of).collect()
+    }
+
     /// Whether the client's TLS stands.
     pub(crate) fn is_secure(self) -> bool {
         matches!(self, Self::Gate | Self::RelayTls)
@@ -81,6 +99,7 @@ pub(crate) struct Standing {
     pub(crate) door: Door,
     /// When the last thing happened.
     pub(crate) since: Instant,
+    way: Way,
     _full: Vec<TcpStream>,
 }
 
@@ -90,7 +109,7 @@ impl Standing {
         let mut door = Door::open(start);
         let child = Child::accept(&door.puppets).unwrap_or_else(|why| panic!("{at:?}: {why}: {}", door.said()));
         let full = if at == At::Dial { door.backend.listen_but_never_accept() } else { Vec::new() };
-        let mut standing = Self { child, door, since: Instant::now(), _full: full };
+        let mut standing = Self { child, door, since: Instant::now(), way: start.way, _full: full };
         standing.go(at).unwrap_or_else(|why| panic!("{at:?}: {why}\nstderr: {}", standing.door.said()));
         standing
     }
@@ -135,42 +154,80 @@ impl Standing {
             At::Greeting => return door.backend.wire().map(|_| ()),
             _ => {}
         }
-        let backend = door.backend.wire()?;
-        backend.send(b"220 secure.example ESMTP\r\n");
-        backend.get(b"EHLO client.example\r\n")?;
+        let keeps = self.way == Way::Keep;
+        if keeps {
+            child.get(b"RSET\r\n")?;
+        } else {
+            let backend = door.backend.wire()?;
+            backend.send(b"220 secure.example ESMTP\r\n");
+            backend.get(b"EHLO client.example\r\n")?;
+        }
         self.since = Instant::now();
         if at == At::Replay {
             return Ok(());
         }
-        backend.send(b"250 secure.example\r\n");
+        self.behind_says(b"250 secure.example\r\n")?;
+        let (door, child) = (&mut self.door, &mut self.child);
         let client = door.client.as_mut().ok_or("no client")?;
         client.get(b"220 2.0.0 Ready to start TLS\r\n")?;
         self.since = Instant::now();
-        child.get(b"QUIT\r\n")?;
-        child.exit(0);
+        if !keeps {
+            child.get(b"QUIT\r\n")?;
+            child.exit(0);
+        }
         if at == At::ClientHandshake {
             return Ok(());
         }
         client.secure(tls_client())?;
         // Only its reply shows that our side of the handshake has arrived too.
-        client.send(b"NOOP\r\n");
-        backend.get(b"NOOP\r\n")?;
-        backend.send(b"250 Ok\r\n");
-        self.since = Instant::now();
-        client.get(b"250 Ok\r\n")?;
+        self.ask_behind("NOOP\r\n", "250 Ok\r\n")?;
         if at == At::Gate {
             return Ok(());
         }
         for (command, reply) in
             [("EHLO client.example\r\n", "250 secure.example\r\n"), ("MAIL FROM:<>\r\n", "250 Ok\r\n")]
         {
-            client.send(command.as_bytes());
-            backend.get(command.as_bytes())?;
-            backend.send(reply.as_bytes());
-            client.get(reply.as_bytes())?;
+            self.ask_behind(command, reply)?;
+        }
+        Ok(())
+    }
+
+    /// What the server behind TLS says.
+    fn behind_says(&mut self, octets: &[u8]) -> Result<(), String> {
+        match self.way {
+            Way::Tls | Way::Plain => self.door.backend.wire()?.send(octets),
+            Way::Keep => self.child.send(octets),
+        }
+        Ok(())
+    }
+
+    /// One command and its reply between the client, in TLS, and the server behind.
+    pub(crate) fn ask_behind(&mut self, command: &str, reply: &str) -> Result<(), String> {
+        self.door.client.as_mut().ok_or("no client")?.send(command.as_bytes());
+        match self.way {
+            Way::Tls | Way::Plain => self.door.backend.wire()?.get(command.as_bytes())?,
+            Way::Keep => self.child.get(command.as_bytes())?,
         }
         self.since = Instant::now();
-        Ok(())
+        self.behind_says(reply.as_bytes())?;
+        self.door.client.as_mut().ok_or("no client")?.get(reply.as_bytes())
+    }
+
+    /// Whether the child was dismissed when the session came to where it stands.
+    pub(crate) fn is_dismissed(&self, at: At) -> bool {
+        at.is_dismissed() && self.way != Way::Keep
+    }
+
+    /// The backend, where there is one, sees an end; in TLS and behind the 220 none that is clean. The end that the client of
+    /// a child knows is the end of its input, which says nothing.
+    pub(crate) fn backend_sees_an_abort(&mut self, at: At) {
+        if at.has_backend() && self.way.dials() {
+            let (octets, end) = self.door.backend.held().rest().unwrap_or_else(|why| panic!("backend: {why}"));
+            if at.is_dismissed() {
+                assert_eq!(octets, b"");
+                assert!(self.way != Way::Tls || end != End::Clean, "the backend takes an abort for a clean end");
+            }
+        }
     }
 
     /// The client closes, the child ends when its input has: what remains is the program's own end. Its exit code; and

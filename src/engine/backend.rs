@@ -1,0 +1,303 @@
+//! The server behind the client's TLS, as the rest of the engine knows it: one interface, whether it speaks TLS of its own
+//! on a socket, or in the clear on a socket or on a child's two pipes.
+//!
+//! In the clear nothing is copied on the way: a record's plaintext is written to the descriptor from where rustls has put
+//! it, and what is read is encrypted from where it was read to. Only what the descriptor did not take waits here; then
+//! [`Backend::takes_more`] is false and the client is read no further, so that at most one read of the client's ever waits.
+//!
+//! Rejected: gathering several records for one write. rustls gives a record a buffer of its own and takes it back before the
+//! next, so that gathering means copying, which costs more than the calls that it saves.
+
+use std::io;
+
+use mio::{Interest, Registry, Token};
+
+use crate::buffer::Buffer;
+use crate::sys::end::End;
+use crate::sys::splice;
+use crate::tls::{Leg, TlsError};
+
+use super::bridge::{self, Received, Trouble};
+use super::handover::Setups;
+
+/// What is read at once from a server that speaks in the clear: what a pipe holds.
+const ROOM: usize = 64 * 1024;
+
+/// A write of this much is bulk, for which a pipe is grown.
+const BULK: usize = 16 * 1024;
+
+/// A backend that is being spoken to.
+pub(super) struct Backend {
+    link: Link,
+    /// It has closed its side.
+    pub(super) is_over: bool,
+    /// It takes nothing more.
+    pub(super) is_deaf: bool,
+    /// It was told that the client has ended.
+    pub(super) close_sent: bool,
+    /// Writing is shut down.
+    pub(super) is_shut: bool,
+}
+
+enum Link {
+    /// TLS on a socket.
+    Tls(End, Box<Leg>),
+    Clear(Clear),
+}
+
+/// A server that speaks in the clear.
+struct Clear {
+    ends: Ends,
+    /// What it has not taken.
+    waiting: Buffer,
+    room: Vec<u8>,
+    /// Its end has been read: as clean an end as there is without TLS.
+    has_ended: bool,
+    is_grown: bool,
+}
+
+enum Ends {
+    Socket(End),
+    /// What a child says, and what it is told as long as its input is open.
+    Pipes(End, Option<End>),
+}
+
+impl Ends {
+    fn input(&mut self) -> &mut End {
+        match self {
+            Self::Socket(end) | Self::Pipes(end, _) => end,
+        }
+    }
+
+    fn output(&mut self) -> Option<&mut End> {
+        match self {
+            Self::Socket(end) => Some(end),
+            Self::Pipes(_, end) => end.as_mut(),
+        }
+    }
+}
+
+impl Backend {
+    /// TLS on a socket that is connected. The ClientHello is queued.
+    pub(super) fn tls(end: End, setups: &Setups) -> Result<Self, TlsError> {
+        let (config, name) = setups.client.as_ref().ok_or(TlsError::Unexpected("no TLS towards the backend"))?;
+        let leg = Leg::connect(config, name.clone())?;
+        Ok(Self::over(Link::Tls(end, Box::new(leg))))
+    }
+
+    /// In the clear on a socket that is connected.
+    pub(super) fn socket(end: End) -> Self {
+        Self::clear(Ends::Socket(end))
+    }
+
+    /// A child, by what it says and what it is told.
+    pub(super) fn child(from: End, to: Option<End>) -> Self {
+        Self::clear(Ends::Pipes(from, to))
+    }
+
+    fn clear(ends: Ends) -> Self {
+        let clear = Clear { ends, waiting: Buffer::default(), room: Vec::new(), has_ended: false, is_grown: false };
+        Self::over(Link::Clear(clear))
+    }
+
+    fn over(link: Link) -> Self {
+        Self { link, is_over: false, is_deaf: false, close_sent: false, is_shut: false }
+    }
+
+    /// The pipes of a backend that is a child: what it says, and what it is told.
+    pub(super) fn into_pipes(self) -> Option<(End, Option<End>)> {
+        match self.link {
+            Link::Clear(Clear { ends: Ends::Pipes(from, to), .. }) => Some((from, to)),
+            Link::Clear(_) | Link::Tls(..) => None,
+        }
+    }
+
+    /// What it says.
+    pub(super) fn input(&mut self) -> &mut End {
+        match &mut self.link {
+            Link::Tls(end, _) => end,
+            Link::Clear(clear) => clear.ends.input(),
+        }
+    }
+
+    /// What it is told, as long as that is open; a socket's is its input too.
+    pub(super) fn output(&mut self) -> Option<&mut End> {
+        match &mut self.link {
+            Link::Tls(end, _) => Some(end),
+            Link::Clear(clear) => clear.ends.output(),
+        }
+    }
+
+    /// The end that the loop calls so.
+    pub(super) fn end_called(&mut self, token: Token) -> Option<&mut End> {
+        if self.input().is_called(token) {
+            Some(self.input())
+        } else {
+            self.output().filter(|end| end.is_called(token))
+        }
+    }
+
+    /// Where a write would have blocked, the loop is to say when it would not.
+    pub(super) fn watch_writes(&mut self, registry: &Registry) -> io::Result<()> {
+        match self.output().filter(|end| !end.writable) {
+            Some(end) => end.watch(registry, Interest::WRITABLE),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether it may be spoken to: its TLS, where it has one, stands.
+    pub(super) fn is_secure(&self) -> bool {
+        match &self.link {
+            Link::Tls(_, leg) => !leg.is_handshaking(),
+            Link::Clear(_) => true,
+        }
+    }
+
+    /// Whether its end was seen, and nothing can be missing: in TLS a close_notify.
+    pub(super) fn has_ended_cleanly(&self) -> bool {
+        match &self.link {
+            Link::Tls(_, leg) => leg.peer_closed(),
+            Link::Clear(clear) => clear.has_ended,
+        }
+    }
+
+    /// Whether it is a child, whose exit says how its end is meant.
+    pub(super) fn is_child(&self) -> bool {
+        matches!(&self.link, Link::Clear(Clear { ends: Ends::Pipes(..), .. }))
+    }
+
+    /// One read, and everything that it completes, given to `sink` piece by piece.
+    pub(super) fn receive(&mut self, sink: &mut dyn FnMut(&[u8])) -> Result<Received, Trouble> {
+        match &mut self.link {
+            Link::Tls(end, leg) => bridge::receive(end, leg, sink),
+            Link::Clear(clear) => clear.receive(sink),
+        }
+    }
+
+    /// Whether all that it was sent has left, so that more may be read for it.
+    pub(super) fn takes_more(&self) -> bool {
+        self.is_deaf
+            || match &self.link {
+                Link::Tls(_, leg) => !leg.wants_write(),
+                Link::Clear(clear) => clear.waiting.is_empty(),
+            }
+    }
+
+    /// Sends `octets`; what does not leave at once waits for [`Backend::transmit`].
+    pub(super) fn send(&mut self, octets: &[u8]) -> Result<(), TlsError> {
+        if self.is_deaf {
+            return Ok(());
+        }
+        match &mut self.link {
+            Link::Tls(_, leg) => leg.send(octets)?,
+            Link::Clear(clear) => self.is_deaf = clear.send(octets).is_err(),
+        }
+        Ok(())
+    }
+
+    /// Writes what waits, as far as it is taken. Returns the octets written.
+    pub(super) fn transmit(&mut self) -> usize {
+        if self.is_deaf {
+            return 0;
+        }
+        let written = match &mut self.link {
+            Link::Tls(end, leg) => bridge::transmit(end, leg),
+            Link::Clear(clear) => clear.transmit(),
+        };
+        // What it said before is read until its end.
+        self.is_deaf = written.is_err();
+        written.unwrap_or(0)
+    }
+
+    /// Says that the client has ended, once. True: that was new.
+    pub(super) fn close(&mut self) -> bool {
+        let new = !self.close_sent;
+        if new {
+            self.close_sent = true;
+            self.send_close();
+            self.transmit();
+        }
+        if !self.is_shut && self.takes_more() {
+            self.is_shut = true;
+            match &mut self.link {
+                Link::Tls(end, _) | Link::Clear(Clear { ends: Ends::Socket(end), .. }) => end.shut_down(),
+                Link::Clear(Clear { ends: Ends::Pipes(_, to), .. }) => *to = None,
+            }
+        }
+        new
+    }
+
+    /// Sends the end that TLS knows, if its handshake is done.
+    pub(super) fn send_close(&mut self) {
+        if let Link::Tls(_, leg) = &mut self.link
+            && !leg.is_handshaking()
+        {
+            leg.send_close();
+        }
+    }
+
+    /// Gives the buffers' memory back, but for what waits.
+    pub(super) fn give_back(&mut self) {
+        match &mut self.link {
+            Link::Tls(_, leg) => leg.give_back(),
+            Link::Clear(clear) => {
+                clear.room = Vec::new();
+                if clear.waiting.is_empty() {
+                    clear.waiting = Buffer::default();
+                }
+            }
+        }
+    }
+}
+
+impl Clear {
+    fn receive(&mut self, sink: &mut dyn FnMut(&[u8])) -> Result<Received, Trouble> {
+        self.room.resize(ROOM, 0);
+        match self.ends.input().read(&mut self.room) {
+            Ok(None) => Ok(Received::Nothing),
+            Ok(Some(0)) => {
+                self.has_ended = true;
+                Ok(Received::End)
+            }
+            Ok(Some(count)) => {
+                sink(&self.room[..count]);
+                Ok(Received::Octets(count))
+            }
+            Err(error) => Err(Trouble::Broken(error)),
+        }
+    }
+
+    fn send(&mut self, octets: &[u8]) -> io::Result<()> {
+        let mut rest = octets;
+        if self.waiting.is_empty() {
+            let Some(end) = self.ends.output() else { return Err(io::ErrorKind::BrokenPipe.into()) };
+            if octets.len() >= BULK && !self.is_grown {
+                self.is_grown = true;
+                splice::grow(&*end);
+            }
+            while !rest.is_empty() && end.writable {
+                match end.write(rest)? {
+                    Some(count) => rest = &rest[count..],
+                    None => break,
+                }
+            }
+        }
+        self.waiting.push(rest);
+        Ok(())
+    }
+
+    fn transmit(&mut self) -> io::Result<usize> {
+        let mut written = 0;
+        let Some(end) = self.ends.output() else { return Ok(0) };
+        while !self.waiting.is_empty() && end.writable {
+            match end.write(self.waiting.as_slice())? {
+                Some(count) => {
+                    self.waiting.consume(count);
+                    written += count;
+                }
+                None => break,
+            }
+        }
+        Ok(written)
+    }
+}

@@ -1,0 +1,115 @@
+//! The other ways to the server behind TLS, between real clients and real servers.
+//!
+//! By TLS and in the clear the same mailfront may take the letters, so here the queue does not show which way one went: the
+//! summary lines do.
+
+use std::net::SocketAddrV4;
+
+use crate::clients::{Mode, curl, openssl, swaks};
+use crate::front::{Identity, MAILFRONT, sessions_ended_well, tcpserver, wrapper_by};
+use crate::letter::{Queue, letter, long_letter};
+use crate::stage::Stage;
+
+/// Where TLS sessions go on.
+struct Behind {
+    server: Vec<String>,
+    queue: Queue,
+}
+
+/// Nowhere else: PROG takes all.
+fn prog(stage: &Stage) -> Behind {
+    Behind { server: Vec::new(), queue: Queue::new(stage, "child") }
+}
+
+/// A mailfront under tcpserver, in the clear.
+fn on_loopback(stage: &Stage) -> Behind {
+    let queue = Queue::new(stage, "backend");
+    let at = tcpserver(stage, "backend", &MAILFRONT.map(Into::into), &queue);
+    Behind { server: vec![at.ip().to_string(), at.port().to_string()], queue }
+}
+
+/// A mailfront on a UNIX socket, in the clear.
+fn on_a_unix_socket(stage: &Stage) -> Behind {
+    let (queue, path) = (Queue::new(stage, "backend"), stage.path("smtp.socket"));
+    let mut command = stage.command(["systemd-socket-activate", "--accept", "--inetd", "-E", "QUEUEDIR", "-E", "PATH"]);
+    command.arg("-l").arg(&path).args(MAILFRONT).env("QUEUEDIR", queue.folder());
+    stage.start_until("backend", &mut command, "listen on its socket", || path.exists());
+    Behind { server: vec![format!("unix:{}", path.display())], queue }
+}
+
+struct Way {
+    name: &'static str,
+    behind: fn(&Stage) -> Behind,
+}
+
+const WAYS: [Way; 3] = [
+    Way { name: "keep", behind: prog },
+    Way { name: "plain", behind: on_loopback },
+    Way { name: "plain", behind: on_a_unix_socket },
+];
+
+/// A front that goes this way; what is behind TLS; and PROG's queue where that is another one.
+fn front(stage: &Stage, way: &Way) -> (Identity, SocketAddrV4, Behind, Option<Queue>) {
+    let (identity, behind) = (Identity::self_signed(stage, "own"), (way.behind)(stage));
+    let child = (!behind.server.is_empty()).then(|| Queue::new(stage, "child"));
+    let argv = wrapper_by(&identity, way.name, &behind.server, &MAILFRONT);
+    let at = tcpserver(stage, "front", &argv, child.as_ref().unwrap_or(&behind.queue));
+    (identity, at, behind, child)
+}
+
+/// How many sessions went through TLS.
+fn through_tls(stage: &Stage) -> usize {
+    stage.log("front").lines().filter(|line| line.contains(" mode=tls tls=TLSv1.")).count()
+}
+
+#[test]
+fn each_way_takes_letters_of_real_clients_through_tls_and_in_clear() {
+    for way in &WAYS {
+        for (client, name) in [(swaks as fn(&_, _, _, &_, &[u8]), "swaks"), (openssl, "openssl")] {
+            for mode in [Mode::Tls12, Mode::Tls13] {
+                let stage = Stage::new();
+                let (identity, at, behind, child) = front(&stage, way);
+                let text = letter(name);
+                client(&stage, at, mode, &identity, &text);
+                behind.queue.holds(&text);
+                if let Some(child) = &child {
+                    child.is_empty();
+                }
+                assert_eq!(through_tls(&stage), 1, "{}: {}", way.name, stage.log("front"));
+                sessions_ended_well(&stage);
+            }
+        }
+        let stage = Stage::new();
+        let (identity, at, behind, child) = front(&stage, way);
+        let text = letter("in-clear");
+        swaks(&stage, at, Mode::Clear, &identity, &text);
+        child.as_ref().unwrap_or(&behind.queue).holds(&text);
+        assert_eq!(through_tls(&stage), 0, "{}: {}", way.name, stage.log("front"));
+        sessions_ended_well(&stage);
+    }
+}
+
+#[test]
+fn each_way_takes_a_letter_of_many_megabytes_whole() {
+    for way in &WAYS {
+        let stage = Stage::new();
+        let (identity, at, behind, _child) = front(&stage, way);
+        let long = long_letter("long", 8 << 20);
+        curl(&stage, at, Mode::Tls13, &identity, &long);
+        behind.queue.holds(&long);
+        sessions_ended_well(&stage);
+    }
+}
+
+/// Nothing is said inside TLS before the client speaks, and nothing but HELO opens the gate.
+#[test]
+fn each_way_is_silent_inside_tls_until_the_client_speaks() {
+    for way in &WAYS {
+        let stage = Stage::new();
+        let (_identity, at, _behind, _child) = front(&stage, way);
+        let mut command = stage.command(["/usr/bin/python3", "-I"]);
+        command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/real/silent_tls.py"));
+        command.arg(at.ip().to_string()).arg(at.port().to_string());
+        stage.run(&mut command, b"").succeeded("silent_tls.py");
+    }
+}

@@ -1,0 +1,111 @@
+//! The dialogues are written for the way `tls`. Here is what each other way makes of one: which it has no part in, and how
+//! the deeds of the others look there.
+
+use std::fmt;
+
+use starttls_wrapper::session::Way;
+
+use crate::dialogue::{Backend, Deed, Dialogue, Side, Step};
+
+const READY: &[u8] = b"220 2.0.0 Ready to start TLS\r\n";
+
+/// How often each way was played, for the log and against a table that applies to nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Count(Vec<(&'static str, usize)>);
+
+impl Count {
+    /// How many dialogues the way has a part in, of those that were found.
+    fn of(dialogues: &[Dialogue]) -> Self {
+        let times = |way: Way| dialogues.iter().filter(|dialogue| dialogue.way == way).count();
+        Self(Way::ALL.into_iter().map(|way| (way.name(), times(way))).collect())
+    }
+}
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words: Vec<String> = self.0.iter().map(|(way, times)| format!("{way} {times}")).collect();
+        f.write_str(&words.join(", "))
+    }
+}
+
+/// Each of `dialogues` through every way that it applies to, and how many these are.
+pub(crate) fn all(dialogues: &[Dialogue]) -> (Vec<Dialogue>, Count) {
+    let through = |way: Way| dialogues.iter().filter_map(move |dialogue| through(way, dialogue));
+    let all: Vec<Dialogue> = Way::ALL.into_iter().flat_map(through).collect();
+    let count = Count::of(&all);
+    (all, count)
+}
+
+fn through(way: Way, dialogue: &Dialogue) -> Option<Dialogue> {
+    if dialogue.way != Way::Tls {
+        // Written for that way and for no other.
+        return (dialogue.way == way).then(|| dialogue.clone());
+    }
+    let has_option = |name: &str| dialogue.options.iter().any(|option| option.starts_with(name));
+    let steps = match way {
+        Way::Tls => Some(dialogue.steps.clone()),
+        // Without TLS towards the backend nothing of it can fail.
+        Way::Plain => {
+            let is_tls = |deed: &Deed| matches!(deed, Deed::Backend(what) if !in_the_clear(*what));
+            (!has_option("--backend") && !dialogue.steps.iter().any(|step| is_tls(&step.deed)))
+                .then(|| dialogue.steps.clone())
+        }
+        Way::Keep => (!has_option("--backend") && !has_option("--replay")).then(|| kept(&dialogue.steps)).flatten(),
+    };
+    Some(Dialogue { way, steps: steps?, ..dialogue.clone() })
+}
+
+fn in_the_clear(what: Backend) -> bool {
+    match what {
+        Backend::Accepts | Backend::Refused => true,
+        Backend::Untrusted | Backend::Plaintext | Backend::NoHandshake | Backend::Silent => false,
+    }
+}
+
+/// The child is asked to forget, and goes on as the backend. `None`: the dialogue is about a backend that fails, or about
+/// what the dismissed child still says.
+fn kept(steps: &[Step]) -> Option<Vec<Step>> {
+    let is_backends = |deed: &Deed| {
+        matches!(deed, Deed::Sends(Side::Backend, _) | Deed::Gets(Side::Backend, _) | Deed::Backend(_))
+            || matches!(deed, Deed::Ends(Side::Backend) | Deed::SeesEnd(Side::Backend) | Deed::BackendDies)
+    };
+    let is_ready = |deed: &Deed| *deed == Deed::Gets(Side::Client, READY.to_vec());
+    let Some(ready) = steps.iter().position(|step| is_ready(&step.deed)) else {
+        return (!steps.iter().any(|step| is_backends(&step.deed))).then(|| steps.to_vec());
+    };
+    let asked = steps[..ready].iter().rposition(|step| matches!(step.deed, Deed::Sends(Side::Client, _)))?;
+    let says = |side: Side, deed: &Deed| matches!(deed, Deed::Sends(this, _) if *this == side);
+    let offers_itself = |deed: &Deed| matches!(deed, Deed::Sends(Side::Child, octets) if is_starttls_in(octets));
+    let fails_before = steps[..asked].iter().any(|step| is_backends(&step.deed) || offers_itself(&step.deed));
+    let fails_then = steps[asked..ready].iter().any(|step| matches!(step.deed, Deed::Backend(_) | Deed::Ends(_)));
+    let speaks_late = steps[ready..].iter().any(|step| says(Side::Child, &step.deed));
+    let dies = steps.iter().any(|step| step.deed == Deed::BackendDies);
+    if fails_before || fails_then || speaks_late || dies {
+        return None;
+    }
+    let (before, after) = (steps[asked..ready].iter(), steps[ready..].iter());
+    let place = steps[ready].line;
+    let mut kept = steps[..asked].to_vec();
+    kept.extend(before.filter(|step| !is_backends(&step.deed)).cloned());
+    kept.push(Step { line: place, deed: Deed::Gets(Side::Child, b"RSET\r\n".to_vec()) });
+    kept.push(Step { line: place, deed: Deed::Sends(Side::Child, b"250 2.0.0 Forgotten\r\n".to_vec()) });
+    kept.extend(after.filter_map(|step| Some(Step { line: step.line, deed: by_the_child(&step.deed)? })));
+    Some(kept)
+}
+
+fn is_starttls_in(octets: &[u8]) -> bool {
+    octets.to_ascii_uppercase().windows(8).any(|window| window == b"STARTTLS")
+}
+
+/// A deed behind the 220, the backend being the child. `None`: the child's dismissal, which there is none of.
+fn by_the_child(deed: &Deed) -> Option<Deed> {
+    Some(match deed {
+        Deed::Gets(Side::Child, _) | Deed::SeesEnd(Side::Child) => return None,
+        Deed::Sends(Side::Backend, octets) => Deed::Sends(Side::Child, octets.clone()),
+        Deed::Gets(Side::Backend, octets) => Deed::Gets(Side::Child, octets.clone()),
+        Deed::Ends(Side::Backend) => Deed::Ends(Side::Child),
+        // A pipe has but one end.
+        Deed::SeesEnd(Side::Backend) | Deed::SeesAbort(Side::Backend) => Deed::SeesEnd(Side::Child),
+        deed => deed.clone(),
+    })
+}
