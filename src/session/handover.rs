@@ -1,5 +1,5 @@
 //! From STARTTLS to the gate: what the owner reports of each step, and what a failed one leaves behind. Which steps there
-//! are, and in which order, is the way's ([`super::Way`]).
+//! are, and in which order, is the way's ([`Phase::steps`]).
 
 use std::time::Instant;
 

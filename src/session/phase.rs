@@ -12,7 +12,11 @@
 //!               '----------------------- any phase: limit, time-out, end -----^
 //! ```
 //!
-//! Drawn is the way `tls`. Every other takes some of these steps, in the order of its list: [`Way::steps`].
+//! Drawn is the way `tls`. Every other takes some of these steps, in the order of its list ([`Phase::steps`]): a way is that
+//! list and nothing else here. What stands in it before `Announce` is the hand-over, in which a failure is a 454; a step
+//! whose facts come later would stand behind `SecureClient`. What a step is done with (a socket, the child's pipes) is the
+//! engine's.
+//! Rejected: questions about the way in each phase. Each would be a place where two ways can be confused.
 //!
 //! A phase says what is being done; what it is done with lives beside it in the session. `after` takes the old phase by
 //! value and is total: a pair that the diagram does not have is a bug of ours and closes the session.
@@ -94,20 +98,36 @@ impl Phase {
         Self::Close,
     ];
 
+    /// The phases from STARTTLS to the gate, in order.
+    #[must_use]
+    pub fn steps(way: Way) -> &'static [Self] {
+        use Phase::{Announce, Commit, Dial, Gate, Greeting, Replay, SecureBackend, SecureClient};
+        match way {
+            Way::Tls => &[Dial, SecureBackend, Greeting, Replay, Commit, Announce, SecureClient, Gate],
+            Way::Plain => &[Dial, Greeting, Replay, Commit, Announce, SecureClient, Gate],
+            Way::Keep => &[Dial, Replay, Commit, Announce, SecureClient, Gate],
+        }
+    }
+
+    /// The step behind this one.
+    fn next(self, way: Way) -> Option<Self> {
+        Self::steps(way).iter().skip_while(|step| **step != self).nth(1).copied()
+    }
+
     /// The phase that follows, or `None` where the diagram has no such arrow.
     #[must_use]
     pub fn after(self, cause: Cause, way: Way) -> Option<Self> {
-        let done = |step: Self| if self == step { way.behind(step) } else { None };
+        let done = |step: Self| if self == step { step.next(way) } else { None };
         match cause {
             Cause::Ended => Some(Self::Close),
             Cause::Cutoff => (self == Self::Snoop).then_some(Self::RelayPlain),
-            Cause::Starttls if self == Self::Snoop => way.steps().first().copied(),
+            Cause::Starttls if self == Self::Snoop => Self::steps(way).first().copied(),
             Cause::Starttls => None,
             Cause::Dialled => done(Self::Dial),
             Cause::BackendSecured => done(Self::SecureBackend),
             Cause::Greeted => done(Self::Greeting),
             // A greeting with nothing to replay behind it.
-            Cause::Replayed if self == Self::Greeting => done(self).and_then(|replay| way.behind(replay)),
+            Cause::Replayed if self == Self::Greeting => self.next(way).and_then(|replay| replay.next(way)),
             Cause::Replayed => done(Self::Replay),
             Cause::HandoverFailed => self.is_handover(way).then_some(Self::Snoop),
             Cause::Quiet => done(Self::Commit),
@@ -120,7 +140,7 @@ impl Phase {
     /// STARTTLS was said and the 220 was not: a failure here is a 454, and an octet of the client an attack.
     #[must_use]
     pub fn is_handover(self, way: Way) -> bool {
-        way.steps().iter().take_while(|step| **step != Self::Announce).any(|step| *step == self)
+        Self::steps(way).iter().take_while(|step| **step != Self::Announce).any(|step| *step == self)
     }
 
     /// The name in the log.

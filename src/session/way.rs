@@ -1,15 +1,6 @@
-//! The ways to the server that goes on behind TLS (`--way`): which steps a STARTTLS takes, and in which order.
-//!
-//! A way is a list of phases and nothing else: the transitions of [`Phase`] follow it, and what stands before `Announce` is
-//! the hand-over, in which a failure is still a 454. What a step is done *with* (a socket, the child's pipes, a fresh PROG)
-//! is the engine's. A new way is a new list; a step that must come later (because its facts come later) moves behind
-//! `SecureClient` in it.
-//!
-//! Rejected: questions about the way in each phase. Each of them would be a place where two ways can be confused.
+//! The ways to the server that goes on behind TLS (`--way`). Which phases each takes: [`super::Phase::steps`].
 
 use core::fmt;
-
-use super::phase::Phase;
 
 /// How the server behind TLS is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -44,23 +35,6 @@ impl Way {
             Self::Tls | Self::Plain => true,
             Self::Keep => false,
         }
-    }
-
-    /// The phases from STARTTLS to the gate, in order.
-    #[must_use]
-    pub fn steps(self) -> &'static [Phase] {
-        use Phase::{Announce, Commit, Dial, Gate, Greeting, Replay, SecureBackend, SecureClient};
-        match self {
-            Self::Tls => &[Dial, SecureBackend, Greeting, Replay, Commit, Announce, SecureClient, Gate],
-            Self::Plain => &[Dial, Greeting, Replay, Commit, Announce, SecureClient, Gate],
-            Self::Keep => &[Dial, Replay, Commit, Announce, SecureClient, Gate],
-        }
-    }
-
-    /// The phase behind `phase`.
-    pub(super) fn behind(self, phase: Phase) -> Option<Phase> {
-        let mut steps = self.steps().iter().skip_while(|step| **step != phase);
-        steps.nth(1).copied()
     }
 }
 
