@@ -194,7 +194,8 @@ impl Session {
             self.handle_handover_failed("the child speaks no SMTP".to_owned(), now);
         }
         self.notes.push(Note::ChildNotSmtp);
-        if self.policy.require_tls {
+        // Of a faulty line a part is thrown away already: the child would take its rest for a command.
+        if self.policy.require_tls || self.dialogue.lines.is_faulty() {
             self.finish(EndReason::Child(ChildEnd::NotSmtp), now);
         } else {
             self.cut_off(now);

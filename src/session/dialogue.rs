@@ -132,6 +132,10 @@ impl Dialogue {
 
     /// Whether everything the client has sent is taken: replies may be owed, but nothing waits to be judged or sent.
     pub(super) fn is_taken(&mut self) -> bool {
+        // What follows an unknown verb is not looked at: it may be relayed as it came, faults and all.
+        if self.awaits_unknown() {
+            return self.lines.is_empty();
+        }
         self.lines.peek() == crate::smtp::line::Peek::Incomplete
     }
 

@@ -72,6 +72,12 @@ impl Lines {
         self.held.len() == self.start && self.fault.is_none()
     }
 
+    /// Whether the present line is faulty, so that a part of it is gone already.
+    #[must_use]
+    pub fn is_faulty(&self) -> bool {
+        self.fault.is_some()
+    }
+
     /// The first octet of the present line, if it has come.
     #[must_use]
     pub fn first(&self) -> Option<u8> {
