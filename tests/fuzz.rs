@@ -1,0 +1,191 @@
+//! The fuzz targets of tests/fuzz without their fuzzer: every seed, every input that ever found a fault, and for a few seconds each
+//! random changes to them. What libFuzzer does better, and for longer: `scripts/fuzz`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
+#![allow(dead_code, unreachable_pub, missing_docs)] // tests/fuzz/src is a crate of its own
+
+#[path = "support/dialogue.rs"]
+mod dialogue;
+#[path = "fuzz/src/lib.rs"]
+mod targets;
+
+use std::fs;
+use std::panic::catch_unwind;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use dialogue::{Deed, Side};
+
+/// How long each target is tried with random changes.
+const TIME: Duration = Duration::from_secs(6);
+
+/// Name, `run`, what it is seeded with, and how many runs [`TIME`] must allow: a target that returns at once is no test.
+type Target = (&'static str, fn(&[u8]), fn() -> Vec<Vec<u8>>);
+
+const TARGETS: [Target; 4] = [
+    ("snoop", targets::snoop::run, client_streams),
+    ("ehlo", targets::ehlo::run, child_replies),
+    ("session", targets::session::run, scripts),
+    ("tls", targets::tls::run, conversations),
+];
+
+/// Each dialogue's octets of one side, in a row.
+fn said_by(side: Side) -> impl Iterator<Item = Vec<u8>> {
+    let dialogues = dialogue::all().unwrap_or_else(|why| panic!("{why}"));
+    dialogues.into_iter().map(move |dialogue| {
+        let deeds = dialogue.steps.into_iter().map(|step| step.deed);
+        let octets = deeds.filter_map(|deed| match deed {
+            Deed::Sends(who, octets) if who == side => Some(octets),
+            _ => None,
+        });
+        octets.flatten().take(12_000).collect()
+    })
+}
+
+fn client_streams() -> Vec<Vec<u8>> {
+    let choices = [[0, 255], [0, 0], [1, 2], [2 + 64, 40], [4 + 8, 9], [16, 200]];
+    said_by(Side::Client).zip(choices.iter().cycle()).map(|(said, choice)| [&choice[..], &said].concat()).collect()
+}
+
+fn child_replies() -> Vec<Vec<u8>> {
+    let mut seeds = Vec::new();
+    for (said, choice) in said_by(Side::Child).zip([1, 3, 0, 9, 35, 255].iter().cycle()) {
+        // The greeting was said before.
+        let replies = said.iter().position(|o| *o == b'\n').map_or(&[][..], |lf| &said[lf + 1..]);
+        seeds.push([&[*choice], replies].concat());
+    }
+    seeds
+}
+
+fn scripts() -> Vec<Vec<u8>> {
+    let entries = fs::read_dir("tests/dialogues").unwrap().map(|entry| entry.unwrap().path());
+    let paths = entries.filter(|path| path.extension().is_some_and(|e| e == "txt"));
+    let mut seeds: Vec<Vec<u8>> = paths.map(|path| fs::read(path).unwrap()).collect();
+    // The order of a folder is not the same everywhere.
+    seeds.sort();
+    let plain: Vec<Vec<u8>> = seeds.iter().step_by(4).map(|seed| [b"way: plain\n", &seed[..]].concat()).collect();
+    seeds.extend(plain);
+    seeds
+}
+
+/// Both legs, each foreign client, each size of pieces, and one damage of each kind.
+fn conversations() -> Vec<Vec<u8>> {
+    let mut seeds: Vec<Vec<u8>> = (0..64_u8).map(|n| vec![2 + n % 6, n * 4, n * 3]).collect();
+    seeds.extend((0..48_u8).map(|n| vec![2 + n % 6, n * 5, 30, n % 7, n, n.wrapping_mul(37), n.wrapping_mul(11)]));
+    for choice in [0, 1] {
+        seeds.push(vec![choice, 9, 22, 3, 1, 0, 4, 1, 0, 0, 0]);
+        seeds.push([&[choice, 200][..], b"EHLO client.example\r\n"].concat());
+    }
+    seeds
+}
+
+/// Writes the seeds where `scripts/fuzz` wants them: into the folder `$SEEDS`.
+#[test]
+fn seeds() {
+    let Ok(folder) = std::env::var("SEEDS") else { return };
+    for (name, _, seeds) in TARGETS {
+        let folder = Path::new(&folder).join(name);
+        fs::create_dir_all(&folder).unwrap();
+        for (number, seed) in seeds().iter().enumerate() {
+            fs::write(folder.join(format!("{number:04}")), seed).unwrap();
+        }
+    }
+}
+
+/// The inputs that found a fault once.
+fn found(name: &str) -> Vec<(PathBuf, Vec<u8>)> {
+    let Ok(entries) = fs::read_dir(Path::new("tests/fuzz/found").join(name)) else { return Vec::new() };
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths.into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+}
+
+#[test]
+fn every_fault_ever_found_stays_mended() {
+    for (name, run, _) in TARGETS {
+        for (path, input) in found(name) {
+            assert!(catch_unwind(|| run(&input)).is_ok(), "{} fails again", path.display());
+        }
+    }
+}
+
+/// xorshift64*: the same numbers for the same seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) as usize % bound.max(1)
+    }
+}
+
+/// One to eight random changes, taken from what tends to matter.
+fn change(input: &mut Vec<u8>, others: &[Vec<u8>], random: &mut Random) {
+    for _ in 0..=random.below(7) {
+        let at = random.below(input.len() + 1);
+        match random.below(6) {
+            0 if at < input.len() => input[at] ^= 1 << random.below(8),
+            1 if at < input.len() => input[at] = b"\r\n\0 \t\x16\"\\:-2545"[random.below(14)],
+            2 => drop(input.drain(at..(at + random.below(12)).min(input.len()))),
+            3 => input.insert(at, b"\r\n\0 \t\x16\"\\:-2545"[random.below(14)]),
+            4 => {
+                let other = &others[random.below(others.len())];
+                let from = random.below(other.len());
+                let until = (from + random.below(60)).min(other.len());
+                input.splice(at..at, other[from..until].iter().copied());
+            }
+            _ => {
+                let from = random.below(input.len());
+                let until = (from + random.below(40)).min(input.len());
+                let piece = input[from..until].to_vec();
+                input.splice(at..at, piece);
+            }
+        }
+    }
+}
+
+fn brief(name: &str) {
+    let &(_, run, seeds) = TARGETS.iter().find(|(known, ..)| *known == name).unwrap();
+    let seeds = seeds();
+    // The same changes each time, or the checks would fail at random.
+    let mut random = Random(0x9E37_79B9_7F4A_7C15);
+    let start = Instant::now();
+    let mut tries = 0;
+    let attempt = |input: &[u8]| {
+        if catch_unwind(|| run(input)).is_err() {
+            let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+            fs::write(&path, input).unwrap();
+            panic!("the input is in {}: put it into tests/fuzz/found/{name}", path.display());
+        }
+    };
+    seeds.iter().for_each(|seed| attempt(seed));
+    while start.elapsed() < TIME {
+        let mut input = seeds[random.below(seeds.len())].clone();
+        change(&mut input, &seeds, &mut random);
+        attempt(&input);
+        tries += 1;
+    }
+    println!("{name}: {} seeds and {tries} changed ones", seeds.len());
+    assert!(tries >= 100, "{tries} inputs in {TIME:?}");
+}
+
+#[test]
+fn snoop_holds_briefly() {
+    brief("snoop");
+}
+
+#[test]
+fn ehlo_holds_briefly() {
+    brief("ehlo");
+}
+
+#[test]
+fn session_holds_briefly() {
+    brief("session");
+}
+
+#[test]
+fn tls_holds_briefly() {
+    brief("tls");
+}

@@ -1,0 +1,19 @@
+//! The fuzz targets: each module has `run`, which takes arbitrary octets and panics where an invariant breaks.
+//!
+//! | target | what is driven | what must hold |
+//! |---|---|---|
+//! | [`snoop`] | client streams, cut anywhere, a child that answers each line | child and client get what an independent reading of protocol.md says |
+//! | [`ehlo`] | a child's replies, cut anywhere | the edited reply is one reply, leaves at once, and differs in its keyword alone |
+//! | [`session`] | the whole session: everybody's octets, events, stalls, time | see [`witness`] |
+//! | [`tls`] | both legs: raw octets, damaged records, handshakes, any fragment sizes | plaintext is a prefix of what was sent; memory is capped |
+//!
+//! Used twice: by libFuzzer (`scripts/fuzz`), and by the program's own tests (`tests/fuzz.rs`).
+
+pub mod ehlo;
+pub mod lines;
+pub mod memory;
+pub mod script;
+pub mod session;
+pub mod snoop;
+pub mod tls;
+pub mod witness;

@@ -1,0 +1,268 @@
+//! Target: the TLS legs. The first octet chooses who faces whom; the rest is octets for a leg, or a list of damages to a real
+//! conversation: four octets each, see [`Damage`].
+//!
+//! A conversation is a handshake and then lines both ways. Undamaged, however it is cut, it succeeds and every octet arrives.
+//! Damaged, a leg may fail, but what it delivers is a prefix of what the other sent, and a clean end is reported only where
+//! one was sent. Always: a leg holds no more than its cap, an error stays, and every run ends.
+
+use std::io::{Read, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
+
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConnection, RootCertStore};
+use starttls_wrapper::tls::{
+    ClientConfig, Identity, Leg, Roots, ServerConfig, TlsError, Trust, client_setup, server_name, server_setup,
+};
+
+const HOST: &str = "mx.example";
+/// What src/tls/buffer.rs allows to be held before and after the handshake.
+const HANDSHAKE: usize = 64 * 1024;
+const TRAFFIC: usize = 256 * 1024;
+/// rustls 0.23.46, and with debug assertions alone: a damaged record behind our own close_notify. `CommonState::send_fatal_alert`
+/// asserts that no alert was sent, and counts close_notify as one. As shipped, the alert is queued behind the close_notify, and the
+/// error is the record's.
+const ALERT_BEHIND_CLOSE: &str = "assertion failed: !self.sent_fatal_alert";
+
+/// Made once: our two sides, and clients that are not ours, of either version.
+struct Setups {
+    server: Arc<ServerConfig>,
+    client: Arc<ClientConfig>,
+    foreign: [Arc<ClientConfig>; 2],
+}
+
+fn setups() -> &'static Setups {
+    static SETUPS: OnceLock<Setups> = OnceLock::new();
+    SETUPS.get_or_init(|| {
+        let identity = Identity::self_signed(HOST).expect("a certificate");
+        let name = server_name(HOST).expect("a name");
+        let own_leaf = Some(identity.leaf().clone());
+        let trust = Trust { own_leaf, roots: Roots::None, name, insecure: false };
+        let foreign = [&TLS12, &TLS13].map(|version| {
+            let mut roots = RootCertStore::empty();
+            roots.add(identity.leaf().clone()).expect("a root");
+            let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+                .with_protocol_versions(&[version])
+                .expect("a version")
+                .with_root_certificates(roots)
+                .with_no_client_auth();
+            Arc::new(config)
+        });
+        let server = server_setup(&identity).expect("a server");
+        Setups { server, client: client_setup(trust).expect("a client"), foreign }
+    })
+}
+
+/// One change to what flies: in flight `flight`, at `at` of 256 parts of it (or that octet, in the first and last 64).
+#[derive(Clone, Copy, Debug)]
+struct Damage {
+    flight: u8,
+    kind: u8,
+    at: u8,
+    with: u8,
+}
+
+impl Damage {
+    fn apply(self, flight: &mut Vec<u8>) {
+        let length = flight.len();
+        let at = match usize::from(self.at) {
+            at @ 0..64 => at.min(length.saturating_sub(1)),
+            at @ 192.. => length.saturating_sub(256 - at),
+            at => length * (at - 64) / 128,
+        };
+        if length == 0 {
+            return;
+        }
+        match self.kind % 6 {
+            0 => flight[at] ^= self.with | 1,
+            1 => flight[at] = self.with,
+            2 => flight.truncate(at),
+            3 => drop(flight.splice(at..at, vec![self.with; usize::from(self.with) + 1])),
+            4 => drop(flight.drain(at..(at + usize::from(self.with) + 1).min(length))),
+            _ => flight.extend_from_within(at..),
+        }
+    }
+}
+
+/// Either side of a conversation.
+enum End {
+    Leg(Box<Leg>, Vec<u8>),
+    Foreign(Box<ClientConnection>, Vec<u8>),
+}
+
+impl End {
+    fn received(&self) -> &[u8] {
+        match self {
+            Self::Leg(_, received) | Self::Foreign(_, received) => received,
+        }
+    }
+
+    fn send(&mut self, octets: &[u8], close: bool) {
+        match self {
+            Self::Leg(leg, _) => {
+                drop(leg.send(octets));
+                if close {
+                    leg.send_close();
+                }
+            }
+            Self::Foreign(foreign, _) => {
+                drop(foreign.writer().write_all(octets));
+                if close {
+                    foreign.send_close_notify();
+                }
+            }
+        }
+    }
+
+    fn take_outgoing(&mut self) -> Vec<u8> {
+        match self {
+            Self::Leg(leg, _) => {
+                let octets = leg.outgoing().to_vec();
+                leg.sent(octets.len());
+                octets
+            }
+            Self::Foreign(foreign, _) => {
+                let mut octets = Vec::new();
+                while foreign.wants_write() {
+                    drop(foreign.write_tls(&mut octets));
+                }
+                octets
+            }
+        }
+    }
+
+    /// Receives, in pieces; the error, if it is over.
+    fn receive(&mut self, octets: &[u8], piece: usize) -> Result<(), String> {
+        match self {
+            Self::Leg(leg, received) => give(leg, octets, piece, received).map_err(|error| error.to_string()),
+            Self::Foreign(foreign, received) => {
+                for mut piece in octets.chunks(piece) {
+                    while !piece.is_empty() {
+                        let taken = foreign.read_tls(&mut piece).map_err(|error| error.to_string())?;
+                        // It may panic as told at ALERT_BEHIND_CLOSE; that is its own business.
+                        let processed = catch_unwind(AssertUnwindSafe(|| foreign.process_new_packets().map(drop)));
+                        processed.map_err(|_| ALERT_BEHIND_CLOSE.to_owned())?.map_err(|error| error.to_string())?;
+                        drop(foreign.reader().read_to_end(received));
+                        if taken == 0 {
+                            return Ok(());
+                        }
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        matches!(self, Self::Leg(leg, _) if leg.peer_closed())
+    }
+
+    fn is_open(&self) -> bool {
+        match self {
+            Self::Leg(leg, _) => !leg.is_handshaking() && !leg.is_failed(),
+            Self::Foreign(foreign, _) => !foreign.is_handshaking(),
+        }
+    }
+}
+
+/// Gives octets to a leg as a reader of a socket would, and checks what holds for every leg.
+fn give(leg: &mut Leg, mut octets: &[u8], piece: usize, received: &mut Vec<u8>) -> Result<(), TlsError> {
+    while !octets.is_empty() {
+        let room = leg.room();
+        if room.is_empty() {
+            assert!(leg.is_failed() || leg.peer_closed(), "no room, and no reason");
+            return Ok(());
+        }
+        let count = room.len().min(octets.len()).min(piece);
+        room[..count].copy_from_slice(&octets[..count]);
+        leg.filled(count);
+        octets = &octets[count..];
+        let handshaking = leg.is_handshaking();
+        let handled = leg.handle_records(&mut |plaintext| received.extend_from_slice(plaintext));
+        let cap = if handshaking { HANDSHAKE } else { TRAFFIC };
+        let queued = leg.outgoing().len();
+        assert!(leg.footprint() <= cap + 2 * queued + 32 * 1024, "{} octets of {cap}", leg.footprint());
+        if let Err(error) = handled {
+            assert!(leg.is_failed() && leg.room().is_empty());
+            let again = leg.handle_records(&mut |_| panic!("plaintext behind an error"));
+            assert_eq!(again.map_err(|e| e.to_string()), Err(error.to_string()), "the error has changed");
+            assert!(leg.send(b"x").is_err());
+            let is_ours = matches!(&error, TlsError::Panicked(why) if why != ALERT_BEHIND_CLOSE);
+            assert!(!is_ours && !matches!(error, TlsError::Unexpected(_)), "{error}");
+            return Err(error);
+        }
+        assert!(!leg.is_failed());
+    }
+    Ok(())
+}
+
+/// One input.
+pub fn run(octets: &[u8]) {
+    let Some((&choice, rest)) = octets.split_first() else { return };
+    let setups = setups();
+    let server = Leg::accept(&setups.server).expect("a server");
+    let client = || Leg::connect(&setups.client, server_name(HOST).expect("a name")).expect("a client");
+    match choice % 8 {
+        0 => raw(server, rest),
+        1 => raw(client(), rest),
+        2 | 3 => {
+            let name = server_name(HOST).expect("a name");
+            let foreign = ClientConnection::new(setups.foreign[usize::from(choice % 2)].clone(), name);
+            converse(End::Foreign(Box::new(foreign.expect("a client")), Vec::new()), server, rest);
+        }
+        _ => converse(End::Leg(Box::new(client()), Vec::new()), server, rest),
+    }
+}
+
+/// Octets that nobody encrypted, in pieces of the size that the first one says.
+fn raw(mut leg: Leg, octets: &[u8]) {
+    let Some((&piece, octets)) = octets.split_first() else { return };
+    let mut received = Vec::new();
+    let taken = give(&mut leg, octets, usize::from(piece) + 1, &mut received);
+    assert!(received.is_empty() && leg.is_handshaking() && !leg.peer_closed());
+    if taken.is_ok() {
+        assert!(matches!(leg.send(b"x"), Err(TlsError::NotReady)));
+        leg.send_close();
+    }
+}
+
+fn converse(client: End, server: Leg, input: &[u8]) {
+    let [piece, bulk, input @ ..] = input else { return };
+    let pieces =
+        [[usize::MAX, 1, 2, 5, 17, 1000, 1448, 16_401][usize::from(piece & 7)], usize::from(piece >> 3) * 40 + 1];
+    let damages: Vec<Damage> =
+        input.chunks_exact(4).take(8).map(|d| Damage { flight: d[0] % 12, kind: d[1], at: d[2], with: d[3] }).collect();
+    let damage_at = |flight: usize| damages.iter().filter(move |d| usize::from(d.flight) == flight);
+    let mut ends = [client, End::Leg(Box::new(server), Vec::new())];
+    let (mut sent, mut closed, mut harmed, mut error) = ([Vec::new(), Vec::new()], [false; 2], false, None);
+    let mut said = [0; 2];
+    for flight in 0..60 {
+        let (from, to) = (flight % 2, 1 - flight % 2);
+        if ends[from].is_open() && said[from] < 3 {
+            said[from] += 1;
+            let length = usize::from(*bulk) * usize::from(*bulk) / said[from];
+            let octets: Vec<u8> = (0..length).map(|n| (n * 7 + said[from]) as u8).collect();
+            closed[from] = said[from] == 3;
+            ends[from].send(&octets, closed[from]);
+            sent[from].extend_from_slice(&octets);
+        }
+        let mut octets = ends[from].take_outgoing();
+        let before = octets.clone();
+        damage_at(flight).for_each(|damage| damage.apply(&mut octets));
+        harmed |= before != octets;
+        if let Err(why) = ends[to].receive(&octets, pieces[to]) {
+            error = Some(why);
+        }
+        let (received, sent) = (ends[to].received(), &sent[from]);
+        assert!(sent.starts_with(received), "{} octets arrived that nobody sent", received.len());
+        assert!(!ends[to].is_closed() || closed[from] && received.len() == sent.len(), "a clean end too early");
+    }
+    if !harmed {
+        assert_eq!(error, None, "pieces of {pieces:?}");
+        for side in [0, 1] {
+            assert!(said[side] == 3 && ends[1 - side].received() == sent[side], "undamaged, and not all arrived");
+        }
+        assert!(ends[1].is_closed());
+    }
+}

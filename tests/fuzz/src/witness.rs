@@ -1,0 +1,228 @@
+//! What must hold in every session, watched from outside: everything that was given to it, everything it queued, and its phases.
+//!
+//! 1. Nothing for the child is queued but while snooping, and nothing after the hand-over has begun; no client octet that came behind
+//!    STARTTLS goes on: the session moves to `Dial` only when the client has said nothing behind the STARTTLS line, and an octet
+//!    that comes during the hand-over ends it.
+//! 2. The backend gets, before the client's TLS, only lines that the child got before, and in TLS only what came inside TLS.
+//! 3. What a server gets of a stream is some of its lines, in order and normal, none with a fault, and from a cutoff on all the
+//!    octets as they were given.
+//! 4. Replies: one for each command, as long as the child gives one for each line.
+//! 5. The 220 is alone in the queue, and nothing is queued for the client between it and its TLS.
+//! 6. The queues and the session's memory are capped; no bug of ours is reported; `Close` stays.
+
+use starttls_wrapper::session::{ClientEnd, EndReason, Phase, Session, Way, limits};
+use starttls_wrapper::smtp::command::{Kind, Verb, argument};
+use starttls_wrapper::smtp::line::LIMIT;
+
+use super::lines::{accounts_for, lines};
+use super::memory;
+
+const READY: &[u8] = b"220 2.0.0 Ready to start TLS\r\n";
+/// What one call may add to a queue: what it was given, what was held, one of our replies for each that is owed.
+const CALL: usize = 8 * 1024 + limits::EHLO_REPLY + 2 * LIMIT + limits::REPLIES_OWED * 64;
+/// What a session may hold in all: its three queues with their spare space, two lines, an EHLO reply, a transcript.
+const MEMORY: isize = 1024 * 1024;
+
+/// Who gives octets, or that it is an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Given<'a> {
+    Client(&'a [u8]),
+    Child(&'a [u8]),
+    Backend(&'a [u8]),
+    Event,
+}
+
+/// All that was seen of one session.
+#[derive(Debug, Default)]
+pub struct Witness {
+    /// The session's.
+    pub way: Way,
+    /// The client's octets in clear, and inside TLS.
+    clear: Vec<u8>,
+    inside: Vec<u8>,
+    /// The child's.
+    child_said: Vec<u8>,
+    /// Queued for each.
+    to_client: Vec<u8>,
+    to_child: Vec<u8>,
+    to_backend: Vec<u8>,
+    /// Of `to_backend`, what was queued before the client's TLS.
+    replayed: usize,
+    inside_tls: bool,
+    /// The child has given more replies than it got lines: nobody can tell which is which.
+    spoke_unasked: bool,
+    memory: isize,
+}
+
+fn shown(octets: &[u8]) -> String {
+    let text = octets.escape_ascii().to_string();
+    if text.len() > 2000 { format!("{}[...]{}", &text[..1000], &text[text.len() - 1000..]) } else { text }
+}
+
+/// How many whole replies; `None` if that is no SMTP.
+fn replies(octets: &[u8]) -> Option<usize> {
+    let mut count = 0;
+    for line in octets.split_inclusive(|o| *o == b'\n').filter(|line| line.ends_with(b"\n")) {
+        match line {
+            [b'2'..=b'5', b'0'..=b'5', b'0'..=b'9', b'-', ..] => {}
+            [b'2'..=b'5', b'0'..=b'5', b'0'..=b'9', b' ' | b'\r' | b'\n', ..] => count += 1,
+            _ => return None,
+        }
+    }
+    Some(count)
+}
+
+fn whole_lines(octets: &[u8]) -> usize {
+    octets.iter().filter(|o| **o == b'\n').count()
+}
+
+impl Witness {
+    /// A session that goes this way begins.
+    #[must_use]
+    pub fn new(way: Way) -> Self {
+        Self { way, ..Self::default() }
+    }
+
+    /// Makes one call to the session and looks at what it did.
+    pub fn watch(&mut self, session: &mut Session, given: Given<'_>, call: impl FnOnce(&mut Session)) {
+        let before = session.phase();
+        let queued = [session.to_client.len(), session.to_child.len(), session.to_backend.len()];
+        match given {
+            Given::Client(octets) if self.inside_tls => self.inside.extend_from_slice(octets),
+            Given::Client(octets) => self.clear.extend_from_slice(octets),
+            Given::Child(octets) => {
+                self.child_said.extend_from_slice(octets);
+                let asked = 1 + whole_lines(&self.to_child);
+                // Its last octet belongs to a reply behind all those before.
+                let earlier = self.child_said.split_last().map_or(&[][..], |(_, earlier)| earlier);
+                self.spoke_unasked |= replies(earlier).is_none_or(|said| said >= asked);
+            }
+            Given::Backend(_) | Given::Event => {}
+        }
+        let held = memory::held();
+        call(session);
+        self.memory += memory::held() - held;
+        let after = session.phase();
+        let fresh = |queue: &[u8], before: usize| queue.get(before..).unwrap_or_default().to_vec();
+        let for_client = fresh(session.to_client.as_slice(), queued[0]);
+        let for_child = fresh(session.to_child.as_slice(), queued[1]);
+        let for_backend = fresh(session.to_backend.as_slice(), queued[2]);
+        self.child_side(before, after, &for_child);
+        self.backend_side(before, after, &for_backend);
+        self.client_side(before, after, given, queued[0], &for_client);
+        self.hand_over(before, after, given, session);
+        self.size(session);
+        if before == Phase::Close {
+            assert_eq!(after, Phase::Close);
+            assert!(for_client.is_empty(), "the end has an end: \"{}\"", shown(&for_client));
+        }
+        assert_eq!(session.end().is_some(), after == Phase::Close);
+        assert_eq!(session.deadline().is_none(), after == Phase::Close);
+        if let Some(EndReason::Bug(why)) = session.end() {
+            panic!("bug: {why}");
+        }
+    }
+
+    fn child_side(&mut self, before: Phase, after: Phase, fresh: &[u8]) {
+        self.to_child.extend_from_slice(fresh);
+        let snoops = before == Phase::Snoop || after == Phase::Snoop;
+        assert!(fresh.is_empty() || snoops, "{before:?} -> {after:?}: the child gets \"{}\"", shown(fresh));
+        let cut_off = after == Phase::RelayPlain && before != after;
+        if !fresh.is_empty() || cut_off {
+            self.accounts(&self.clear, &self.to_child, cut_off, "child");
+        }
+    }
+
+    fn backend_side(&mut self, before: Phase, after: Phase, fresh: &[u8]) {
+        self.to_backend.extend_from_slice(fresh);
+        if before == Phase::Gate {
+            let opened = after == Phase::RelayTls;
+            if !fresh.is_empty() || opened {
+                self.accounts(&self.inside, &self.to_backend[self.replayed..], opened, "backend");
+            }
+        } else if !fresh.is_empty() {
+            assert!(
+                !self.inside_tls && before.is_handover(self.way),
+                "{before:?}: the backend gets \"{}\"",
+                shown(fresh)
+            );
+            for line in lines(fresh) {
+                assert!(
+                    lines(&self.to_child).any(|said| said == line),
+                    "\"{}\" is new to the backend",
+                    shown(line.raw)
+                );
+                assert!(Verb::of(line.text()).kind() != Kind::Cutoff, "\"{}\" is replayed", shown(line.raw));
+            }
+            self.replayed = self.to_backend.len();
+        }
+    }
+
+    fn accounts(&self, stream: &[u8], got: &[u8], tail: bool, who: &str) {
+        let is_so = accounts_for(stream, got, tail);
+        assert!(is_so, "of \"{}\"\nthe {who} got \"{}\"\ntail: {tail}", shown(stream), shown(got));
+    }
+
+    fn client_side(&mut self, before: Phase, after: Phase, given: Given<'_>, queued: usize, fresh: &[u8]) {
+        self.to_client.extend_from_slice(fresh);
+        if before == Phase::Commit && after == Phase::Announce {
+            assert!(queued == 0 && fresh == READY, "the 220 in company: {queued} octets and \"{}\"", shown(fresh));
+        } else if matches!(before, Phase::Announce | Phase::SecureClient) {
+            assert!(fresh.is_empty(), "behind the 220: \"{}\"", shown(fresh));
+        }
+        if let Given::Backend(octets) = given
+            && before.is_handover(self.way)
+        {
+            let ours = fresh.is_empty() || fresh.starts_with(b"454 ") || fresh.starts_with(b"421 ");
+            assert!(ours, "the backend said \"{}\" and the client got \"{}\"", shown(octets), shown(fresh));
+        }
+    }
+
+    fn hand_over(&mut self, before: Phase, after: Phase, given: Given<'_>, session: &Session) {
+        if before == Phase::Snoop && after == Phase::Dial {
+            let last = lines(&self.clear).last();
+            let is_last = last.is_some_and(|line| {
+                line.whole && Verb::of(line.text()) == Verb::Starttls && argument(line.text()).is_empty()
+            });
+            assert!(is_last, "the hand-over begins behind \"{}\"", shown(&self.clear));
+        }
+        if let (true, Given::Client(octets)) = (before.is_handover(self.way), given)
+            && !octets.is_empty()
+        {
+            assert_eq!(session.end(), Some(&EndReason::Client(ClientEnd::BytesAfterStarttls)));
+        }
+        if after == Phase::Gate && before == Phase::SecureClient {
+            self.inside_tls = true;
+            self.replayed = self.to_backend.len();
+            self.to_client.clear();
+        }
+    }
+
+    fn size(&self, session: &Session) {
+        let (client, child, backend) = (session.to_client.len(), session.to_child.len(), session.to_backend.len());
+        assert!(client <= limits::TO_CLIENT + CALL, "{client} octets wait for the client");
+        assert!(child <= limits::TO_SERVER + CALL, "{child} octets wait for the child");
+        assert!(backend <= limits::TO_SERVER + CALL, "{backend} octets wait for the backend");
+        assert!(session.client_room() <= 2 * LIMIT);
+        assert!(self.memory <= MEMORY, "the session holds {} octets", self.memory);
+    }
+
+    /// Everything given is taken and everybody has answered: are there as many replies as commands?
+    pub fn quiescent(&self, session: &Session) {
+        if session.phase() != Phase::Snoop {
+            return;
+        }
+        let (Some(child), Some(client)) = (replies(&self.child_said), replies(&self.to_client)) else { return };
+        let last = self.child_said.split_inclusive(|o| *o == b'\n').next_back().unwrap_or_default();
+        let whole = last.is_empty() || last.ends_with(b"\n") && last.get(3) != Some(&b'-');
+        if whole && !self.spoke_unasked && child == 1 + whole_lines(&self.to_child) {
+            let commands = whole_lines(&self.clear);
+            assert!(
+                client == 1 + commands,
+                "{commands} commands, {client} replies\nclient said \"{}\"\nand got \"{}\"",
+                shown(&self.clear),
+                shown(&self.to_client)
+            );
+        }
+    }
+}
