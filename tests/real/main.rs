@@ -17,7 +17,10 @@ mod privileges;
 mod relay;
 mod secrets;
 mod stage;
+#[path = "../differential/streams.rs"]
+mod streams;
 mod supervisors;
+mod transparency;
 mod ways;
 
 #[path = "../support/mod.rs"]
