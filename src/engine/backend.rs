@@ -1,12 +1,13 @@
 //! The server behind the client's TLS, as the rest of the engine knows it: one interface, whether it speaks TLS of its own
 //! on a socket, or in the clear on a socket or on a child's two pipes.
 //!
-//! In the clear nothing is copied on the way: a record's plaintext is written to the descriptor from where rustls has put
-//! it, and what is read is encrypted from where it was read to. Only what the descriptor did not take waits here; then
-//! [`Backend::takes_more`] is false and the client is read no further, so that at most one read of the client's ever waits.
+//! In the clear the records of one read of the client's are gathered here and leave in one write; what is read is encrypted
+//! from where it was read to. As long as any of it waits, [`Backend::takes_more`] is false and the client is read no
+//! further, so that at most one read of the client's ever waits.
 //!
-//! Rejected: gathering several records for one write. rustls gives a record a buffer of its own and takes it back before the
-//! next, so that gathering means copying, which costs more than the calls that it saves.
+//! Rejected: writing each record from where rustls has put it (it takes a record's buffer back before the next, so that
+//! several can't share a write). It saves a copy and wakes the server for each record: side by side on one machine 62,800
+//! context switches a GiB instead of 7,700, and 860 ms of the whole tree's processor time instead of 780.
 
 use std::io;
 
@@ -48,7 +49,7 @@ enum Link {
 /// A server that speaks in the clear.
 struct Clear {
     ends: Ends,
-    /// What it has not taken.
+    /// What has not left.
     waiting: Buffer,
     room: Vec<u8>,
     /// Its end has been read: as clean an end as there is without TLS.
@@ -183,7 +184,7 @@ impl Backend {
             }
     }
 
-    /// Sends `octets`; what does not leave at once waits for [`Backend::transmit`].
+    /// Takes `octets`, to leave with the next [`Backend::transmit`].
     pub(super) fn send(&mut self, octets: &[u8]) -> Result<(), TlsError> {
         if self.is_deaf {
             return Ok(());
@@ -268,21 +269,12 @@ impl Clear {
     }
 
     fn send(&mut self, octets: &[u8]) -> io::Result<()> {
-        let mut rest = octets;
-        if self.waiting.is_empty() {
-            let Some(end) = self.ends.output() else { return Err(io::ErrorKind::BrokenPipe.into()) };
-            if octets.len() >= BULK && !self.is_grown {
-                self.is_grown = true;
-                splice::grow(&*end);
-            }
-            while !rest.is_empty() && end.writable {
-                match end.write(rest)? {
-                    Some(count) => rest = &rest[count..],
-                    None => break,
-                }
-            }
+        let Some(end) = self.ends.output() else { return Err(io::ErrorKind::BrokenPipe.into()) };
+        if octets.len() >= BULK && !self.is_grown {
+            self.is_grown = true;
+            splice::grow(&*end);
         }
-        self.waiting.push(rest);
+        self.waiting.push(octets);
         Ok(())
     }
 

@@ -105,8 +105,7 @@ impl Conn {
                 tls_trouble(&mut self.session, Whose::Backend, error, now);
             }
             self.session.to_backend.clear();
-            // In the clear it has left already.
-            written += 1 + backend.transmit();
+            written += backend.transmit();
         }
         written > 0 || backend.is_deaf
     }
