@@ -1,5 +1,5 @@
 //! Bulk from the client in fewer, larger pieces: while a long letter comes, the kernel is asked to wake us for [`PIECE`] octets
-//! (SO_RCVLOWAT, socket(7)) and not for each segment. A wake-up of ours is one of the server's too.
+//! (SO_RCVLOWAT, socket(7)) and not for each segment, in plaintext and in TLS. A wake-up of ours is one of the server's too.
 //!
 //! Invariant: what came is never kept back for longer than [`PATIENCE`], and nothing at all once the server has answered. An
 //! end or a reset of the client wakes as ever. Rejected: larger pipes alone (a piece is what the socket held when we woke), and

@@ -21,6 +21,7 @@ use crate::sys::end::End;
 use crate::tls::Leg;
 
 use super::backend::Backend;
+use super::batch::Batch;
 use super::dismissal::Dismissal;
 use super::handover::{Dial, Secrets, Setups};
 use super::linger::Linger;
@@ -102,6 +103,7 @@ pub struct Conn {
     pub(super) setups: Option<Setups>,
     pub(super) backend: Option<Backend>,
     pub(super) relay: Option<Relay>,
+    pub(super) batch: Batch,
     pub(super) dismissal: Option<Dismissal>,
     pub(super) linger: Option<Linger>,
     pub(super) terminations: Option<End>,
@@ -164,6 +166,7 @@ impl Conn {
             setups: None,
             backend: None,
             relay: None,
+            batch: Batch::default(),
             dismissal: None,
             linger: None,
             terminations,
@@ -227,8 +230,7 @@ impl Conn {
         let dial = self.dial.as_ref().and_then(Dial::deadline);
         let linger = self.client.as_ref().and(self.linger.as_ref()).map(Linger::deadline);
         let dismissal = self.dismissal.as_ref().and_then(Dismissal::deadline);
-        let batch = self.relay.as_ref().and_then(|relay| relay.batch.deadline());
-        [session, dial, linger, dismissal, batch, self.trim].into_iter().flatten().min()
+        [session, dial, linger, dismissal, self.batch.deadline(), self.trim].into_iter().flatten().min()
     }
 
     /// Does all that can be done now.

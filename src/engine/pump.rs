@@ -13,8 +13,6 @@ use crate::session::policy::RelayMode;
 use crate::sys::end::End;
 use crate::sys::splice::{self, Spliced};
 
-use super::batch::Batch;
-
 /// Octets moved in one run before the rest of the connection has its turn.
 const BUDGET: u64 = 4 << 20;
 
@@ -29,12 +27,11 @@ const BULK: usize = 32 * 1024;
 pub(super) struct Relay {
     pub(super) to_server: Pump,
     pub(super) to_client: Pump,
-    pub(super) batch: Batch,
 }
 
 impl Relay {
     pub(super) fn new(mode: RelayMode) -> Self {
-        Self { to_server: Pump::new(mode), to_client: Pump::new(mode), batch: Batch::default() }
+        Self { to_server: Pump::new(mode), to_client: Pump::new(mode) }
     }
 }
 

@@ -82,9 +82,9 @@ impl Conn {
         }
         let (moved_in, moved_out) = (relay.to_server.moved - before_in, relay.to_client.moved - before_out);
         if client.is_over || self.child_out.is_none() {
-            relay.batch.end(&client.input);
+            self.batch.end(&client.input);
         } else {
-            relay.batch.note(&client.input, moved_in, moved_out, now);
+            self.batch.note(&client.input, moved_in, moved_out, now);
         }
         self.tally.received += moved_in;
         self.tally.sent += moved_out;
@@ -137,6 +137,13 @@ impl Conn {
     pub(super) fn relay_tls(&mut self, registry: &Registry, now: Instant) -> bool {
         let (received, sent) = (self.tally.received, self.tally.sent);
         let moved = self.relay_to_backend(now) | self.relay_to_client(now);
+        if let Some(client) = &self.client {
+            if client.is_over || client.close_sent {
+                self.batch.end(&client.input);
+            } else {
+                self.batch.note(&client.input, self.tally.received - received, self.tally.sent - sent, now);
+            }
+        }
         if received != self.tally.received || sent != self.tally.sent {
             self.session.handle_relayed(now);
             self.trim = Some(now + IDLE);

@@ -1,18 +1,16 @@
 //! A long letter comes in large pieces (src/engine/batch.rs), of which the last octets must not wait for more that never comes.
 
 use crate::bulk::strace;
-use crate::child::Child;
-use crate::door::{Door, Start};
+use crate::door::Start;
 use crate::octets::Octets;
 use crate::steps::{At, Standing};
-use crate::wire::{End, PATIENCE};
+use crate::wire::{End, PATIENCE, Wire};
 
 /// Far more than what makes a letter long, and no multiple of a piece.
 const LETTER: u64 = (8 << 20) + 777;
 
 /// One way only: the server says nothing meanwhile, and the client stays when it has sent all.
-fn letter(door: &mut Door, child: &mut Child, seed: u64) {
-    let (client, mut there) = (door.client.as_mut().unwrap(), child.wire());
+fn letter(client: &mut Wire, there: &mut Wire, seed: u64) {
     std::thread::scope(|scope| {
         let server = scope.spawn(move || there.exchange(&mut Octets::none(), &mut Octets::new(seed, LETTER), PATIENCE));
         client.exchange(&mut Octets::new(seed, LETTER), &mut Octets::none(), PATIENCE).unwrap();
@@ -23,7 +21,7 @@ fn letter(door: &mut Door, child: &mut Child, seed: u64) {
 #[test]
 fn the_last_octets_of_a_long_letter_do_not_wait_for_more() {
     let Standing { mut door, mut child, .. } = Standing::at(At::RelayPlain, &Start::default());
-    letter(&mut door, &mut child, 1);
+    letter(door.client.as_mut().unwrap(), &mut child.wire(), 1);
     let client = door.client.as_mut().unwrap();
     // Nor does what follows, a single octet at a time, with and without an answer between.
     for octet in b"QUIT\r\n" {
@@ -32,7 +30,7 @@ fn the_last_octets_of_a_long_letter_do_not_wait_for_more() {
     }
     child.send(b"221 Bye\r\n");
     client.get(b"221 Bye\r\n").unwrap();
-    letter(&mut door, &mut child, 2);
+    letter(door.client.as_mut().unwrap(), &mut child.wire(), 2);
     child.send(b"250 Ok\r\n");
     let client = door.client.as_mut().unwrap();
     client.get(b"250 Ok\r\n").unwrap();
@@ -45,13 +43,31 @@ fn the_last_octets_of_a_long_letter_do_not_wait_for_more() {
 }
 
 #[test]
+fn nor_do_they_through_tls() {
+    let Standing { mut door, .. } = Standing::at(At::RelayTls, &Start::default());
+    letter(door.client.as_mut().unwrap(), door.backend.wire().unwrap(), 4);
+    let (client, backend) = (door.client.as_mut().unwrap(), door.backend.wire().unwrap());
+    for octet in b"QUIT\r\n" {
+        client.send(&[*octet]);
+        backend.get(&[*octet]).unwrap();
+    }
+    backend.send(b"221 Bye\r\n");
+    client.get(b"221 Bye\r\n").unwrap();
+    client.end();
+    assert_eq!(backend.get_end(), Ok(End::Clean));
+    backend.end();
+    assert_eq!(client.get_end(), Ok(End::Clean));
+    assert_eq!(door.code(), 0);
+}
+
+#[test]
 fn pieces_are_asked_for_in_a_long_letter_only_and_taken_back_after_it() {
     let log = strace(&["-e", "trace=setsockopt"], |standing| {
         let Standing { door, child, .. } = standing;
         let client = door.client.as_mut().unwrap();
         client.send(b"NOOP\r\n");
         child.get(b"NOOP\r\n").unwrap();
-        letter(door, child, 3);
+        letter(door.client.as_mut().unwrap(), &mut child.wire(), 3);
         child.send(b"250 Ok\r\n");
         let client = door.client.as_mut().unwrap();
         client.get(b"250 Ok\r\n").unwrap();
