@@ -1,4 +1,4 @@
-"""The attacks of attacks.py on the program and on the peers that Debian packages, as a table for tests/PEERS.md.
+"""The attacks of attacks.py, and dialogues, on the program and on the peers that Debian packages, as tables for tests/PEERS.md.
 
 A peer is judged by what it claims or what the RFC that it implements demands of it; where neither does, its cell is a dash, and what
 happened is told below the table without a verdict.
@@ -8,8 +8,9 @@ import subprocess
 import sys
 
 import attacks
+import dialogues
 from servers import Nginx, Stunnel, Tlswrapper, Wrapper
-from stage import Stage, limit, many_files, program
+from stage import Broken, Stage, limit, many_files, program
 
 TRIES = 3  # so often a peer must fail, one after the other
 SERVERS = [Wrapper, Tlswrapper, Stunnel, Nginx]
@@ -45,6 +46,43 @@ NOT_CLAIMED_BY = {
 }
 
 
+# Dialogues in which the peer's part is a rule of an RFC, and which rule; for servers that pass PROG's own dialogue on.
+DIALOGUES = {
+    "rfc5321_typical_transaction": "RFC 5321, D.1", "rfc5321_aborted_transaction": "RFC 5321, D.2",
+    "peer_noop": "RFC 5321, 4.1.1.9", "peer_helo": "RFC 5321, 4.1.1.1", "peer_quit_first": "RFC 5321, 4.1.1.10",
+    "peer_one_line_ehlo_reply": "RFC 5321, 4.1.1.1: the first line is the name",
+    "peer_child_refuses_ehlo": "RFC 5321, 4.1.4: a refusal stays one",
+    "peer_empty_line": "RFC 5321, 3.8: the server closes after QUIT alone",
+    "peer_line_of_2000_octets": "RFC 5321, 4.5.3.1: no limit where possible",
+    "peer_ehlo_before_the_banner": "replies in order", "peer_ehlo_and_noop_in_one_write": "RFC 2920, 3.2: replies in order",
+    "peer_ehlo_and_mail_in_one_write": "RFC 2920, 3.2", "peer_rset_and_mail_in_one_write": "RFC 2920, 3.2",
+    "peer_starttls_with_a_parameter": "RFC 3207, 4: 501",
+}
+RELAYING = [Wrapper, Tlswrapper]
+
+
+def play_dialogues(stage):
+    """The second table's rows, and whether this program held."""
+    rows, all_held = [], True
+    for name, rule in DIALOGUES.items():
+        cells = []
+        for kind in RELAYING:
+            server = kind(stage)
+            server.name += f"-{name}"
+            verdict = "**fails**"
+            for number in range(1 if kind is Wrapper else TRIES):
+                try:
+                    dialogues.play(server, name, f"{number}")
+                    verdict = "holds"
+                    break
+                except Broken as broken:
+                    print(f"{server.name}: {broken}", file=sys.stderr)
+            cells.append(verdict)
+        all_held &= cells[0] == "holds"
+        rows.append(f"| `{name}` ({rule}) | {' | '.join(cells)} |")
+    return rows, all_held
+
+
 def version_of(server):
     if server.name not in PACKAGES:
         return subprocess.run([program(), "--version"], capture_output=True, text=True, check=True).stdout.split()[-1]
@@ -56,6 +94,7 @@ def main():
     limit(900)
     many_files()
     verdicts, notes = {}, []
+    attacks.SOON = 8.0  # several timers may follow each other, and nobody is to be wronged by a busy machine
     with Stage() as stage:
         stage.certificate()
         for kind in SERVERS:
@@ -73,6 +112,7 @@ def main():
                 elif not held:
                     notes.append(f"- {server.name}, {name}: {found}")
                 print(f"{server.name:18}{name:30}{verdicts[server.name, name]:10} {found[:110]}", file=sys.stderr, flush=True)
+        rows, dialogues_held = play_dialogues(stage)
         heads = [f"{kind.name} {version_of(kind)}" for kind in SERVERS]
     print("# The same attacks on the peers\n")
     print("Made by `scripts/peers`, which runs `tests/rig/attacks.py` against each server, all before the same mail server (mailfront), on")
@@ -80,9 +120,13 @@ def main():
     print(f"| rule | {' | '.join(heads)} |\n|---|{'---|' * len(SERVERS)}")
     for name, rule in RULES.items():
         print(f"| {name}: {rule} | {' | '.join(verdicts[kind.name, name] for kind in SERVERS)} |")
-    print("\n## What was seen\n")
+    print("\n## Dialogues\n")
+    print("From tests/dialogues; reply codes, order and STARTTLS are compared, not words. stunnel and nginx answer the beginning of the")
+    print("dialogue themselves and do not claim to pass PROG's on: they are not judged.\n")
+    print(f"| dialogue | {' | '.join(kind.name for kind in RELAYING)} |\n|---|{'---|' * len(RELAYING)}", *rows, sep="\n")
+    print("\n## What was seen of the attacks\n")
     print("\n".join(notes) or "Nothing failed, and nothing was left unjudged.")
-    sys.exit(0 if all(verdicts[Wrapper.name, name] == "holds" for name in RULES) else 1)
+    sys.exit(0 if dialogues_held and all(verdicts[Wrapper.name, name] == "holds" for name in RULES) else 1)
 
 
 if __name__ == "__main__":

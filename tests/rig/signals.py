@@ -146,8 +146,15 @@ def run(ground, state, detail):
         (stage.folder / f"{tag}.log").unlink(missing_ok=True)
 
 
+def reads_signals(pid):
+    """SIGINT and SIGTERM are blocked, to be read: before, while PROG is started already, a SIGTERM just ends the program."""
+    with open(f"/proc/{pid}/status", encoding="ascii") as status:
+        return next(int(line.split()[1], 16) for line in status if line.startswith("SigBlk")) == 1 << 1 | 1 << 14
+
+
 def settle(stunnel, one, prog, backend_prog):
-    """Waits until the processes that stop themselves have."""
+    """Waits until the program is at work, and the processes that stop themselves have."""
+    wait_for("the program to read signals", lambda: reads_signals(one.process.pid), 5)
     if prog == STOPPED:
         wait_for("PROG to stop", lambda: any(map(is_stopped, children_of(one.process.pid))), 5)
     if backend_prog in (STOPPED, STOPPED_LATER):
