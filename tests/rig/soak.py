@@ -144,6 +144,13 @@ def descriptors(pid):
     return 0
 
 
+def processor_time(pid):
+    """Ticks of 10 ms in user and system mode: who hangs and who spins."""
+    with contextlib.suppress(OSError):
+        return "+".join(pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13])
+    return "gone"
+
+
 def sessions(stage, seconds):
     """The mixed sessions."""
     queues = {"clear": stage.queue("clear"), "tls": stage.queue("tls")}
@@ -162,7 +169,8 @@ def sessions(stage, seconds):
             try:
                 with_letters(kind, rng)
             except (Broken, OSError, ssl.SSLError) as error:
-                errors.append(f"{kind.__name__}: {error!r}")
+                open_now = [f"{described(pid)} {processor_time(pid)}" for pid in stage.sessions("front")]
+                errors.append(f"{kind.__name__}: {error!r}, while there were {open_now}")
 
     def with_letters(kind, rng):
         state = rng.getstate()
