@@ -202,3 +202,53 @@ impl Session {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::Policy;
+    use std::sync::Arc;
+
+    fn greeted(now: Instant) -> Session {
+        let mut session = Session::new(Arc::new(Policy::default()), now);
+        session.handle_child(b"220 h\r\n", now);
+        session.to_client.clear();
+        session
+    }
+
+    #[test]
+    fn commands_wait_while_the_child_takes_nothing() {
+        let now = Instant::now();
+        let mut session = greeted(now);
+        let line = [b"NOOP ", &[b'a'; 4000][..], b"\r\n"].concat();
+        for _ in 0..4 {
+            session.handle_client(&line, now);
+        }
+        assert!(session.to_child.len() <= limits::TO_SERVER && session.client_room() > 0);
+        session.handle_client(&[&line[..], &line].concat(), now);
+        assert_eq!(session.to_child.len(), 5 * line.len(), "the sixth waits");
+        assert_eq!(session.client_room(), 0);
+        session.to_child.clear();
+        session.handle_written(now);
+        assert_eq!(session.to_child.as_slice(), line);
+        assert!(session.client_room() > 0);
+    }
+
+    #[test]
+    fn commands_and_the_child_wait_while_the_client_takes_nothing() {
+        let now = Instant::now();
+        let mut session = greeted(now);
+        session.handle_client(b"HELP\r\n", now);
+        session.to_child.clear();
+        while session.wants_child() {
+            session.handle_child(&b"214-help\r\n".repeat(800), now);
+        }
+        assert!(session.to_client.len() > limits::TO_CLIENT && session.client_room() == 0);
+        session.handle_client(b"NOOP\r\n", now);
+        assert!(session.to_child.is_empty());
+        session.to_client.clear();
+        session.handle_written(now);
+        assert_eq!(session.to_child.as_slice(), b"NOOP\r\n");
+        assert!(session.wants_child() && session.client_room() > 0);
+    }
+}
