@@ -28,6 +28,9 @@ impl Conn {
     pub(super) fn close(&mut self, registry: &Registry, now: Instant) -> bool {
         let clean = self.ends_cleanly();
         self.dial = None;
+        if let Some(client) = &self.client {
+            self.batch.end(&client.input);
+        }
         if let Some(backend) = &mut self.backend {
             // Best effort: without it a backend in TLS sees an abort.
             if clean {

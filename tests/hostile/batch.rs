@@ -1,9 +1,14 @@
 //! A long letter comes in large pieces (src/engine/batch.rs), of which the last octets must not wait for more that never comes.
 
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
 use crate::bulk::strace;
 use crate::door::Start;
 use crate::octets::Octets;
 use crate::steps::{At, Standing};
+use crate::stream::wait_until;
 use crate::wire::{End, PATIENCE, Wire};
 
 /// Far more than what makes a letter long, and no multiple of a piece.
@@ -79,4 +84,32 @@ fn pieces_are_asked_for_in_a_long_letter_only_and_taken_back_after_it() {
     let asked: Vec<&str> = log.lines().filter(|line| line.contains("SO_RCVLOWAT")).collect();
     assert!(asked.first().is_some_and(|first| first.contains("[524288]")), "{log}");
     assert!(asked.last().is_some_and(|last| last.contains("[1]")), "{log}");
+}
+
+#[test]
+fn a_session_that_ends_amid_a_long_letter_does_not_spin() {
+    let options = ["--farewell-timeout", "2"];
+    let Standing { mut door, mut child, .. } =
+        Standing::at(At::RelayPlain, &Start { options: &options, ..Start::default() });
+    let (mut client, mut there) = (door.client.take().unwrap(), child.wire());
+    std::thread::scope(|scope| {
+        // As fast as they can, or it is no bulk; until they are cut off.
+        const BLOCK: &[u8] = &[b'x'; 256 << 10];
+        scope.spawn(move || {
+            let soon = || Instant::now() + Duration::from_secs(1);
+            while client.send_some(BLOCK) > 0
+                || client.stream().wait(false, true, soon()) && client.send_some(BLOCK) > 0
+            {}
+        });
+        scope.spawn(move || while there.get(BLOCK).is_ok() {});
+        let before = door.processor_time();
+        assert!(wait_until(PATIENCE, || door.processor_time() > before + Duration::from_millis(20)));
+        door.kill(Signal::TERM);
+    });
+    let before = door.processor_time();
+    std::thread::park_timeout(Duration::from_secs(1));
+    let spent = door.processor_time() - before;
+    assert!(spent <= Duration::from_millis(20), "{spent:?} while a child does not end");
+    child.exit(0);
+    assert_eq!(door.code(), 0);
 }
