@@ -75,8 +75,8 @@ fn each_way_takes_letters_of_real_clients_through_tls_and_in_clear() {
                 if let Some(child) = &child {
                     child.is_empty();
                 }
-                assert_eq!(through_tls(&stage), 1, "{}: {}", way.name, stage.log("front"));
                 sessions_ended_well(&stage);
+                assert_eq!(through_tls(&stage), 1, "{}: {}", way.name, stage.log("front"));
             }
         }
         let stage = Stage::new();
@@ -84,8 +84,8 @@ fn each_way_takes_letters_of_real_clients_through_tls_and_in_clear() {
         let text = letter("in-clear");
         swaks(&stage, at, Mode::Clear, &identity, &text);
         child.as_ref().unwrap_or(&behind.queue).holds(&text);
-        assert_eq!(through_tls(&stage), 0, "{}: {}", way.name, stage.log("front"));
         sessions_ended_well(&stage);
+        assert_eq!(through_tls(&stage), 0, "{}: {}", way.name, stage.log("front"));
     }
 }
 
