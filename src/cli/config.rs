@@ -47,6 +47,8 @@ pub struct Config {
     pub uid: Option<u32>,
     /// The group to become once the key is read; neither 0 nor -1.
     pub gid: Option<u32>,
+    /// Whether we give up what we will not need before we read the client.
+    pub sandbox: bool,
 }
 
 /// HOST PORT.
@@ -113,6 +115,7 @@ impl Config {
             verbosity: verbosity(typed.times(Id::Verbose), typed.times(Id::Quiet)),
             uid: unprivileged(&typed, Id::TlsUid)?,
             gid: unprivileged(&typed, Id::TlsGid)?,
+            sandbox: typed.times(Id::NoSandbox) == 0,
             server,
             program: program(typed.program)?,
             arguments: typed.arguments,

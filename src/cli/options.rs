@@ -29,6 +29,7 @@ pub enum Id {
     FarewellTimeout,
     TlsUid,
     TlsGid,
+    NoSandbox,
     Verbose,
     Quiet,
     RustLog,
@@ -126,7 +127,7 @@ impl OptionSpec {
 }
 
 /// The table.
-pub const OPTIONS: [OptionSpec; 32] = [
+pub const OPTIONS: [OptionSpec; 33] = [
     valued(Id::Cert, "cert", "FILE", "", Group::Certificate, "our certificate chain, PEM").with_env("CERTFILE"),
     valued(Id::Key, "key", "FILE", "the --cert file", Group::Certificate, "the private key of --cert, PEM")
         .with_env("KEYFILE"),
@@ -202,6 +203,7 @@ pub const OPTIONS: [OptionSpec; 32] = [
     timeout(Id::FarewellTimeout, "farewell-timeout", "5", "PROG's exit before SIGTERM, and again before SIGKILL"),
     variable(Id::TlsUid, "TLS_UID", Group::General, "user id to take on once the key is read").with_value("UID"),
     variable(Id::TlsGid, "TLS_GID", Group::General, "group id to take on once the key is read").with_value("GID"),
+    flag(Id::NoSandbox, "no-sandbox", Group::General, "keep every right that the kernel gives us"),
     flag(Id::Verbose, "verbose", Group::General, "say more on stderr: -v debug, -vv trace").with_short('v'),
     flag(Id::Quiet, "quiet", Group::General, "say less: -q warnings, -qq errors, -qqq nothing").with_short('q'),
     variable(

@@ -1,15 +1,15 @@
 //! One session on descriptors 0 and 1, as a child of tcpserver, s6-tcpserver, inetd or systemd.
 //!
 //! Start-up is part of the data path, and its order is the contract: the child first, so that its greeting never waits for
-//! us; then certificate and key; then the ids are dropped; and only then is the client's first octet read. With
-//! `--require-tls` the certificate comes before the child: without it there is no service to start.
+//! us; then certificate and key; then the ids are dropped; then the sandbox; and only then is the client's first octet
+//! read. With `--require-tls` the certificate comes before the child: without it there is no service to start.
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use log::warn;
+use log::{debug, info, warn};
 use mio::Poll;
 use zeroize::Zeroizing;
 
@@ -22,6 +22,7 @@ use crate::smtp::reply::Ours;
 use crate::sys::child::Child;
 use crate::sys::dial::{Place, Target};
 use crate::sys::end::End;
+use crate::sys::sandbox::{self, Confined, Needs};
 use crate::sys::{inherited, privileges, signals};
 use crate::tls::{Identity, Roots, UnixTime};
 
@@ -39,12 +40,54 @@ pub fn serve(config: Config) -> Result<u8, Fatal> {
     };
     let identity = identity.unwrap_or_else(|| self::identity(&config.identity));
     let dropped = privileges::become_user(config.uid, config.gid).and_then(|()| privileges::harden());
+    let needs = config.sandbox.then(|| needs(&config, identity.is_some(), child.as_ref().ok()));
     let mut conn =
         Parted::new(config, identity, child, started).map_err(|error| turn_away("watch the client", error))?;
     if let Err(error) = dropped {
         conn.conn.end_with(EndReason::System(format!("can't drop privileges: {error}")));
     }
+    if let Some(needs) = needs {
+        match sandbox::confine(&needs) {
+            Confined::Wholly => debug!("sandbox: Landlock and seccomp"),
+            Confined::OlderLandlock => debug!("sandbox: Landlock, as far as this kernel has it, and seccomp"),
+            Confined::Without(what) => info!("sandbox: without {what}"),
+        }
+    }
     engine::run(&mut conn.poll, &mut conn.conn).map_err(|error| Fatal::System("wait for events", error))
+}
+
+/// What a session so configured will need once the client is heard.
+fn needs(config: &Config, offers_tls: bool, child: Option<&Child>) -> Needs {
+    let target = target(config).filter(|_| offers_tls);
+    let files = match roots(config) {
+        Some(_) if target.is_none() || config.backend_insecure => Vec::new(),
+        // A folder may be one of the system's, or of links to its certificates.
+        Some(Roots::Files { file, folder: Some(folder) }) => {
+            file.into_iter().chain([folder]).chain(sandbox::system_roots()).collect()
+        }
+        Some(Roots::Files { file, folder: None }) => file.into_iter().collect(),
+        Some(Roots::System) => sandbox::system_roots(),
+        Some(Roots::Pem(_) | Roots::None) | None => Vec::new(),
+    };
+    Needs { child: child.map(Child::pid), target, files }
+}
+
+/// Who may vouch for HOST, where it speaks TLS.
+fn roots(config: &Config) -> Option<Roots> {
+    (config.policy.way == Way::Tls).then(|| match (&config.ca_file, &config.ca_dir) {
+        (None, None) => Roots::System,
+        (file, folder) => Roots::Files { file: file.clone(), folder: folder.clone() },
+    })
+}
+
+/// Where HOST is, if the way has one.
+fn target(config: &Config) -> Option<Target> {
+    let place = config.server.as_ref().map(|server| match server {
+        Server::Tcp { host, port } => Place::Tcp(host.clone(), *port),
+        Server::Unix(path) => Place::Unix(path.clone()),
+    })?;
+    let loopback_only = config.backend_insecure || config.policy.way == Way::Plain;
+    Some(Target { place, source: config.backend_source, loopback_only })
 }
 
 /// Tells the client that the session can't begin, because this deed failed.
@@ -73,29 +116,19 @@ impl Parted {
         child: Result<Child, EndReason>,
         started: Instant,
     ) -> io::Result<Self> {
+        let (target, roots) = (target(&config), roots(&config));
+        let peer = match (&config.server, roots) {
+            (Some(Server::Tcp { host, .. }), Some(roots)) => {
+                let name = config.backend_name.unwrap_or_else(|| host.clone());
+                Some(Peer { roots, name, insecure: config.backend_insecure })
+            }
+            (Some(_) | None, _) => None,
+        };
         let mut policy = config.policy;
         policy.offer_tls = identity.is_some();
         if config.backend_insecure {
             warn!("the backend's certificate is not checked (--backend-insecure)");
         }
-        let source = config.backend_source;
-        let loopback_only = config.backend_insecure || policy.way == Way::Plain;
-        let roots = match (config.ca_file, config.ca_dir) {
-            (None, None) => Roots::System,
-            (file, folder) => Roots::Files { file, folder },
-        };
-        let peer = match &config.server {
-            Some(Server::Tcp { host, .. }) if policy.way == Way::Tls => {
-                let name = config.backend_name.unwrap_or_else(|| host.clone());
-                Some(Peer { roots, name, insecure: config.backend_insecure })
-            }
-            Some(_) | None => None,
-        };
-        let place = config.server.map(|server| match server {
-            Server::Tcp { host, port } => Place::Tcp(host, port),
-            Server::Unix(path) => Place::Unix(path),
-        });
-        let target = place.map(|place| Target { place, source, loopback_only });
         // What can fail for want of descriptors comes before the client's are taken.
         let poll = Poll::new()?;
         let terminations = End::event(signals::terminations()?, SIGNALS);

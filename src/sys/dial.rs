@@ -69,7 +69,7 @@ pub struct Resolver {
 
 impl Target {
     /// The addresses that need no resolver.
-    fn literal(&self) -> Option<Vec<Address>> {
+    pub(super) fn literal(&self) -> Option<Vec<Address>> {
         let (host, port) = match &self.place {
             Place::Tcp(host, port) => (host, *port),
             Place::Unix(path) => return Some(vec![Address::Unix(path.clone())]),

@@ -38,6 +38,8 @@ pub struct End {
     /// The flags to give back: O_NONBLOCK belongs to the open file, which others may share.
     restore: Option<OFlags>,
     is_socket: bool,
+    /// `/dev/null`, which takes a pipe's place when no more will be written: opened while files can be (see `sandbox`).
+    null: Option<OwnedFd>,
 }
 
 impl End {
@@ -56,6 +58,10 @@ impl End {
         let is_socket = sockopt::set_tcp_nodelay(&fd, true).is_ok() || sockopt::socket_type(&fd).is_ok();
         let mut end = Self::plain(fd, token, is_socket);
         end.restore = restore;
+        if !is_socket {
+            // Without it the other side waits until the session's end.
+            end.null = rustix::fs::open("/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).ok();
+        }
         Ok(end)
     }
 
@@ -98,6 +104,7 @@ impl End {
             watched: None,
             restore: None,
             is_socket,
+            null: None,
         }
     }
 
@@ -202,15 +209,14 @@ impl End {
         moved < LITTLE && !self.hung_up && !self.urgent
     }
 
-    /// Says that no more will be written: a socket's writing side is shut down; a pipe is closed, by `/dev/null` taking its
-    /// place.
+    /// Says that no more will be written: a socket's writing side is shut down; a shared pipe is closed, by `/dev/null` taking
+    /// its place.
     pub fn shut_down(&mut self) {
         if self.is_socket {
             // ENOTCONN: the other side was faster.
             let _ = shutdown(&self.fd, Shutdown::Write);
-        } else if let Ok(null) = rustix::fs::open("/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+        } else if let Some(null) = self.null.take() {
             self.give_back_flags();
-            // Without it the other side waits until the session's end.
             let _ = rustix::io::dup2(&null, &mut self.fd);
             self.watched = None;
         }

@@ -3,9 +3,11 @@
 pub mod child;
 pub mod dial;
 pub mod end;
+mod filter;
 pub mod inherited;
 pub mod privileges;
 mod raw;
+pub mod sandbox;
 pub mod signals;
 pub mod splice;
 

@@ -71,6 +71,18 @@ pub(super) fn wake_for(socket: BorrowedFd<'_>, octets: i32) {
     }
 }
 
+/// Has the kernel ask `program` about every system call of this thread, and of those that it starts, from now on.
+///
+/// # Errors
+/// The system call's; ENOSYS, EINVAL: the kernel has no filters.
+pub(super) fn filter_calls(program: &[libc::sock_filter]) -> io::Result<()> {
+    let len = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    // SAFETY: the kernel reads so many instructions, which outlive the call, and writes none; it keeps a copy.
+    let done = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0_u32, &raw const program) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Ends the process at once: no destructor, no exit handler.
 pub fn exit_now(code: u8) -> ! {
     // SAFETY: _exit(2) does not return, and runs no code of this process.

@@ -1,0 +1,352 @@
+//! The sandbox: once the child runs, the key is read and the ids are dropped, this process gives up what it will not need, before
+//! it reads the client's first octet. An intruder inside it holds this session, and nothing else.
+//!
+//! What is left (Landlock for paths and ports, a seccomp filter for everything else; each holds where the kernel lacks the other):
+//!
+//! | for | what |
+//! |---|---|
+//! | the session | reading, writing, splicing, polling and closing what is open; memory that is never executable; time and random octets |
+//! | the child | signals to it, its end, its reaping |
+//! | HOST PORT | TCP to that port and to no other; with `unix:PATH` a UNIX socket instead; with `--way keep` none |
+//! | a HOST that is a name | a thread, the resolver's files, UDP, TCP to port 53 |
+//! | a certificate that needs roots | reading beneath [`Needs::files`] |
+//!
+//! Contract: single-threaded until here; PROG was started before and inherits nothing of it. What only an intruder asks for (a
+//! program, a process, another process's memory, executable memory) kills us with SIGSYS, seen by the supervisor. All else that is
+//! not listed fails with EPERM (beneath Landlock with EACCES), as it might on any system: what a library tries in a corner that no
+//! test has been in becomes a clean 4yz and a line in the log.
+//!
+//! Rejected: killing for every unlisted call. It protects no better, since the call is not made either way, and turns what we
+//! forgot into sessions cut without a word. Rejected: EPERM alone. It would hide an intruder from the supervisor.
+//!
+//! Known holes: Landlock knows TCP's ports and not its addresses, so HOST's port can be reached on any host; pathname UNIX sockets
+//! can't be told apart (`unix:PATH` only); UDP goes anywhere where HOST is a name; the system's files that roots and resolver need
+//! can be read. A static glibc looks names up with shared libraries, so there its folders can be read and memory can be executable.
+
+use std::io;
+use std::path::PathBuf;
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, NetPort, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus,
+    Scope, path_beneath_rules,
+};
+use nix::libc;
+use rustix::process::Pid;
+
+use super::dial::{Place, Target};
+use super::filter::{Otherwise, Rule, Test, program};
+use super::raw;
+
+/// What will be needed after [`confine`].
+#[derive(Debug, Default)]
+pub struct Needs {
+    /// Whom we may signal.
+    pub child: Option<Pid>,
+    /// Whom we may dial.
+    pub target: Option<Target>,
+    /// What we may read, files and all beneath folders.
+    pub files: Vec<PathBuf>,
+}
+
+/// What [`confine`] came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Confined {
+    /// Both hold.
+    Wholly,
+    /// Both hold, but the kernel's Landlock is too old for all of it (TCP: Linux 6.7; abstract UNIX sockets: 6.12).
+    OlderLandlock,
+    /// What does not hold, and why.
+    Without(String),
+}
+
+/// Where systems keep their roots, beside what SSL_CERT_FILE and SSL_CERT_DIR say: the places that rustls-native-certs looks at,
+/// and those that the links in them lead to.
+#[must_use]
+pub fn system_roots() -> Vec<PathBuf> {
+    const PLACES: [&str; 9] = [
+        "/etc/ssl/certs",
+        "/etc/ssl/cert.pem",
+        "/etc/ssl/ca-bundle.pem",
+        "/etc/pki/tls",
+        "/etc/pki/ca-trust",
+        "/etc/ca-certificates",
+        "/usr/share/ca-certificates",
+        "/usr/local/share/ca-certificates",
+        "/var/lib/ca-certificates",
+    ];
+    let named = |variable| std::env::var_os(variable).map(|list| std::env::split_paths(&list).collect::<Vec<_>>());
+    let said: Vec<PathBuf> = ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().filter_map(named).flatten().collect();
+    said.into_iter().chain(PLACES.map(PathBuf::from)).collect()
+}
+
+/// What the system's resolver reads; of a static glibc also the libraries that it loads for that.
+const RESOLVER: &[&str] = &[
+    "/etc/hosts",
+    "/etc/resolv.conf",
+    "/etc/nsswitch.conf",
+    "/etc/host.conf",
+    "/etc/gai.conf",
+    #[cfg(target_env = "gnu")]
+    "/etc/ld.so.cache",
+    #[cfg(target_env = "gnu")]
+    "/usr/lib",
+    #[cfg(target_env = "gnu")]
+    "/lib64",
+];
+
+/// Gives up what is not needed, for good, in this thread and in those that it starts. What the kernel does not have is left out.
+#[must_use]
+pub fn confine(needs: &Needs) -> Confined {
+    // Landlock's own calls are none that the filter would let pass.
+    let landlock = restrict(needs);
+    let seccomp =
+        program(calls(needs)).ok_or(io::ErrorKind::InvalidInput.into()).and_then(|program| raw::filter_calls(&program));
+    let without_landlock = match &landlock {
+        Ok(RulesetStatus::NotEnforced) => Some("Landlock".to_owned()),
+        Ok(_) => None,
+        Err(error) => Some(format!("Landlock ({error})")),
+    };
+    let without_seccomp = seccomp.err().map(|error: io::Error| format!("seccomp ({error})"));
+    match (without_landlock, without_seccomp) {
+        (Some(landlock), Some(seccomp)) => Confined::Without(format!("{landlock} and {seccomp}")),
+        (Some(one), None) | (None, Some(one)) => Confined::Without(one),
+        (None, None) if matches!(landlock, Ok(RulesetStatus::FullyEnforced)) => Confined::Wholly,
+        (None, None) => Confined::OlderLandlock,
+    }
+}
+
+/// Whether a name has to be looked up for `target`.
+fn is_named(target: &Target) -> bool {
+    target.literal().is_none()
+}
+
+fn restrict(needs: &Needs) -> Result<RulesetStatus, RulesetError> {
+    let mut files: Vec<PathBuf> = needs.files.clone();
+    let mut ports = Vec::new();
+    if let Some(target) = &needs.target {
+        if let Place::Tcp(_, port) = target.place {
+            ports.push(port);
+        }
+        if is_named(target) {
+            ports.push(DNS);
+            files.extend(RESOLVER.iter().map(PathBuf::from));
+        }
+    }
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    let ruleset = Ruleset::default()
+        .handle_access(AccessFs::from_all(ABI::V6))?
+        .handle_access(AccessNet::ConnectTcp)?
+        .scope(Scope::AbstractUnixSocket)?
+        .create()?
+        // privileges::harden has done it, or said why not.
+        .no_new_privs(false)
+        .add_rules(path_beneath_rules(files, read))?
+        .add_rules(ports.into_iter().map(|port| Ok::<_, RulesetError>(NetPort::new(port, AccessNet::ConnectTcp))))?;
+    Ok(ruleset.restrict_self()?.ruleset)
+}
+
+const DNS: u16 = 53;
+
+/// The system calls of the table above, and what becomes of each.
+fn calls(needs: &Needs) -> Vec<(libc::c_long, Rule)> {
+    let target = needs.target.as_ref();
+    let is_named = target.is_some_and(is_named);
+    let mut calls = Vec::with_capacity(128);
+    let mut all =
+        |numbers: &[libc::c_long], rule: &Rule| calls.extend(numbers.iter().map(|&number| (number, rule.clone())));
+
+    all(ALWAYS, &Rule::Allow);
+    all(INTRUDERS, &Rule::Kill);
+    all(&[libc::SYS_fcntl], &one_of(1, FCNTL));
+    all(&[libc::SYS_prctl], &one_of(0, &[libc::PR_SET_NAME]));
+    all(&[libc::SYS_tgkill], &one_of(0, &[std::process::id().cast_signed()]));
+    let child: Vec<i32> = needs.child.iter().map(|child| child.as_raw_nonzero().get()).collect();
+    all(&[libc::SYS_kill, libc::SYS_pidfd_open], &one_of(0, &child));
+    let memory =
+        if is_named && cfg!(target_env = "gnu") { Rule::Allow } else { without(2, libc::PROT_EXEC, Otherwise::Kill) };
+    all(&[libc::SYS_mmap, libc::SYS_mprotect], &memory);
+
+    if is_named || !needs.files.is_empty() {
+        all(LOOKING, &Rule::Allow);
+        all(&[libc::SYS_openat], &without(2, WRITING, Otherwise::Refuse));
+        #[cfg(target_arch = "x86_64")]
+        all(&[libc::SYS_open], &without(1, WRITING, Otherwise::Refuse));
+    }
+    if let Some(target) = target {
+        let (families, mut types) = match target.place {
+            Place::Tcp(..) => (&[libc::AF_INET, libc::AF_INET6][..], vec![libc::SOCK_STREAM]),
+            Place::Unix(_) => (&[libc::AF_UNIX][..], vec![libc::SOCK_STREAM]),
+        };
+        if is_named {
+            types.push(libc::SOCK_DGRAM);
+        }
+        // Protocol 0 is TCP, or UDP. MPTCP and SCTP would be streams whose ports Landlock does not know.
+        let socket = [test(0, u32::MAX, families), test(1, 0xf, &types), test(2, u32::MAX, &[0, libc::IPPROTO_UDP])];
+        all(&[libc::SYS_socket], &Rule::If(socket.into(), Otherwise::Refuse));
+        all(&[libc::SYS_connect], &Rule::Allow);
+        if target.source.is_some() || is_named {
+            all(&[libc::SYS_bind], &Rule::Allow);
+        }
+    }
+    if is_named {
+        all(RESOLVING, &Rule::Allow);
+        // A connection that begins with its first octets passes Landlock unseen.
+        all(&[libc::SYS_sendmsg], &without(2, libc::MSG_FASTOPEN, Otherwise::Refuse));
+        all(&[libc::SYS_sendto, libc::SYS_sendmmsg], &without(3, libc::MSG_FASTOPEN, Otherwise::Refuse));
+        all(&[libc::SYS_ioctl], &Rule::If(vec![test(1, u32::MAX, &[FIONREAD])], Otherwise::Refuse));
+        let thread = test(0, libc::CLONE_THREAD.cast_unsigned(), &[libc::CLONE_THREAD]);
+        all(&[libc::SYS_clone], &Rule::If(vec![thread], Otherwise::Kill));
+        // What it is asked stands in memory, out of a filter's sight; glibc then takes clone.
+        all(&[libc::SYS_clone3], &Rule::Refuse(libc::ENOSYS));
+    } else {
+        all(&[libc::SYS_clone, libc::SYS_clone3], &Rule::Kill);
+    }
+    calls
+}
+
+/// What a session does, the loop, the allocator, the C library and a panic included.
+const ALWAYS: &[libc::c_long] = &[
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_splice,
+    libc::SYS_close,
+    libc::SYS_shutdown,
+    libc::SYS_dup3,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_ppoll,
+    libc::SYS_waitid,
+    libc::SYS_wait4,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_brk,
+    libc::SYS_futex,
+    libc::SYS_sched_yield,
+    libc::SYS_clock_gettime,
+    libc::SYS_gettimeofday,
+    libc::SYS_getrandom,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_restart_syscall,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_dup2,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_wait,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_time,
+];
+
+/// What nothing in this process ever asks for, not even by mistake.
+const INTRUDERS: &[libc::c_long] = &[
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_bpf,
+    libc::SYS_userfaultfd,
+    libc::SYS_perf_event_open,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_fork,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_vfork,
+];
+
+/// Flags and pipes; none of those that have signals sent to others.
+const FCNTL: &[i32] =
+    &[libc::F_GETFL, libc::F_SETFL, libc::F_GETFD, libc::F_SETFD, libc::F_DUPFD_CLOEXEC, libc::F_SETPIPE_SZ];
+
+/// What reading files and folders takes besides opening them.
+const LOOKING: &[libc::c_long] = &[
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_lseek,
+    libc::SYS_getdents64,
+    libc::SYS_readlinkat,
+    libc::SYS_faccessat,
+    libc::SYS_fadvise64,
+    libc::SYS_pread64,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_stat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lstat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_readlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_access,
+];
+
+/// What the resolver's thread takes: its own start, and questions and answers.
+const RESOLVING: &[libc::c_long] = &[
+    libc::SYS_eventfd2,
+    libc::SYS_set_tid_address,
+    libc::SYS_set_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_membarrier,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_uname,
+];
+
+/// Opening for more than reading.
+const WRITING: i32 = libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC;
+
+/// How much can be read (asm-generic/ioctls.h); libc has a type of its own for it on each target.
+const FIONREAD: i32 = 0x541b;
+
+fn test(argument: u8, mask: u32, values: &[i32]) -> Test {
+    Test { argument, mask, values: values.iter().map(|value| value.cast_unsigned()).collect() }
+}
+
+fn one_of(argument: u8, values: &[i32]) -> Rule {
+    Rule::If(vec![test(argument, u32::MAX, values)], Otherwise::Refuse)
+}
+
+fn without(argument: u8, bits: i32, otherwise: Otherwise) -> Rule {
+    Rule::If(vec![test(argument, bits.cast_unsigned(), &[0])], otherwise)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_call_has_one_rule() {
+        let tcp =
+            |host: &str| Some(Target { place: Place::Tcp(host.to_owned(), 465), source: None, loopback_only: false });
+        let unix = Some(Target { place: Place::Unix("/s".into()), source: None, loopback_only: false });
+        for target in [None, tcp("127.0.0.1"), tcp("mx.example"), unix] {
+            let needs = Needs { child: None, target, files: vec!["/etc/ssl".into()] };
+            let mut numbers: Vec<_> = calls(&needs).into_iter().map(|(number, _)| number).collect();
+            numbers.sort_unstable();
+            let count = numbers.len();
+            numbers.dedup();
+            assert_eq!(numbers.len(), count, "{needs:?}");
+            let length = program(calls(&needs)).map(|program| program.len());
+            assert!(length.is_some(), "{needs:?}");
+            println!("{length:?} instructions: {needs:?}");
+        }
+    }
+}

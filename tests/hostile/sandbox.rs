@@ -1,0 +1,152 @@
+//! The sandbox: what an intruder can no longer do, that PROG has nothing of it, and kernels that lack it.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+
+use crate::child::puppet;
+use crate::door::Start;
+use crate::steps::{At, Standing};
+use crate::stream::wait_until;
+use crate::trace::Trace;
+use crate::wire::PATIENCE;
+
+const SIGSYS: i32 = 31;
+
+/// What an intruder comes to in a session with `host` as HOST: its one word, or the signal that ended it.
+fn intrude(host: &str, port: u16, file: &str, deed: &str, object: &str) -> Result<String, i32> {
+    let program = puppet().with_file_name("intruder");
+    let output = Command::new(program).args([host, &port.to_string(), file, deed, object]).output().unwrap();
+    match output.status.signal() {
+        Some(signal) => Err(signal),
+        None => Ok(format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))),
+    }
+}
+
+#[test]
+fn what_only_an_intruder_asks_for_kills() {
+    for host in ["127.0.0.1", "keep"] {
+        assert_eq!(intrude(host, 465, "", "nothing", ""), Ok("done\n".to_owned()), "{host}");
+        for (deed, object) in [("become", "/bin/true"), ("thread", "")] {
+            assert_eq!(intrude(host, 465, "", deed, object), Err(SIGSYS), "{host}: {deed}");
+        }
+    }
+    assert_eq!(intrude("mx.example", 465, "", "become", "/bin/true"), Err(SIGSYS), "where HOST is a name");
+}
+
+/// What fails, and how: `P` is the filter's answer, `A` Landlock's, `-` none.
+#[test]
+fn everything_else_is_refused_or_needed() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (port, other) = (listener.local_addr().unwrap().port(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let (here, there) = (port.to_string(), other.local_addr().unwrap().port().to_string());
+    let folder = tempfile::TempDir::new().unwrap();
+    let [mine, roots] = ["mine", "roots"].map(|name| {
+        let path = folder.path().join(name);
+        fs::write(&path, "x").unwrap();
+        path.to_str().unwrap().to_owned()
+    });
+    let parent = std::process::id().to_string();
+    // Deed, object, and the answers: with an address and nothing to read, an address and roots to read, a name, no HOST.
+    let table = [
+        ("read", mine.as_str(), "PAAP"),
+        ("read", &roots, "P-AP"),
+        ("write", &roots, "PPPP"),
+        ("list", "/etc", "PAAP"),
+        ("connect", &here, "---P"),
+        ("connect", &there, "AAAP"),
+        ("unix", "/dev/log", "PPPP"),
+        ("listen", "", "PPPP"),
+        ("udp", "", "PP-P"),
+        ("run", "/bin/true", "PPPP"),
+        ("signal", &parent, "PPPP"),
+    ];
+    let mut wrong = Vec::new();
+    for (deed, object, answers) in table {
+        let hosts = [("127.0.0.1", ""), ("127.0.0.1", roots.as_str()), ("mx.example", ""), ("keep", "")];
+        for ((host, file), answer) in hosts.into_iter().zip(answers.chars()) {
+            let expected = match answer {
+                'P' => "Operation not permitted (os error 1)\n",
+                'A' => "Permission denied (os error 13)\n",
+                _ => "done\n",
+            };
+            let came = intrude(host, port, file, deed, object);
+            if came.as_deref() != Ok(expected) {
+                wrong.push(format!("{host} {file:?}: {deed} {object}: {came:?}, not {expected:?}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert_eq!(intrude("mx.example", port, "", "thread", ""), Ok("done\n".to_owned()), "the resolver's");
+}
+
+/// A field of /proc/PID/status.
+fn field(pid: u32, name: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t")).unwrap_or_default().to_owned()
+}
+
+/// The client goes; what the program has said then.
+fn ended(standing: &mut Standing) -> String {
+    standing.door.client = None;
+    let _ = standing.child.rest().unwrap();
+    standing.child.exit(0);
+    assert_eq!(standing.door.code(), 1);
+    standing.door.said()
+}
+
+#[test]
+fn the_program_is_confined_and_its_child_is_not() {
+    for (options, filter) in [(&["-v"][..], "2"), (&["-v", "--no-sandbox"], "0")] {
+        let mut standing =
+            Standing::at(At::Snoop, &Start { options, environment: &[("RUST_LOG", "")], ..Start::default() });
+        let (pid, child) = (standing.door.pid().as_raw_nonzero().get().unsigned_abs(), standing.child.report.pid);
+        assert_eq!((field(pid, "Seccomp"), field(pid, "NoNewPrivs")), (filter.to_owned(), "1".to_owned()));
+        assert_eq!((field(child, "Seccomp"), field(child, "NoNewPrivs")), ("0".to_owned(), "0".to_owned()));
+        let said = ended(&mut standing);
+        assert_eq!(said.contains("]: debug: sandbox: Landlock and seccomp\n"), filter == "2", "{said}");
+        assert_eq!(said.contains("sandbox"), filter == "2", "{said}");
+    }
+}
+
+/// The program itself, its dial bent to another port as an intruder would (strace writes over the address).
+#[test]
+fn the_program_reaches_no_port_but_the_backends() {
+    for (options, reaches) in [(&[][..], false), (&["--no-sandbox"][..], true)] {
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        other.set_nonblocking(true).unwrap();
+        let bent = format!("inject=connect:poke_enter=@arg2=0200{:04x}7f000001", other.local_addr().unwrap().port());
+        let trace = Trace::of(&["-e", "trace=connect", "-e", &bent]);
+        let mut standing = Standing::at(At::Snoop, &Start { options, through: &trace.through(), ..Start::default() });
+        let client = standing.door.client.as_mut().unwrap();
+        client.send(b"STARTTLS\r\n");
+        if reaches {
+            assert!(wait_until(PATIENCE, || other.accept().is_ok()), "{}", standing.door.said());
+        }
+        client.get(b"454 4.7.0 TLS not available\r\n").unwrap();
+        let said = ended(&mut standing);
+        assert_eq!(said.contains(": Permission denied (os error 13)"), !reaches, "{said}");
+        assert!(trace.log().contains("(INJECTED"));
+    }
+}
+
+/// A kernel without one of them, or without both: the session goes on and the log says so, in one line that is no warning.
+#[test]
+fn what_the_kernel_lacks_is_said_and_the_session_goes_on() {
+    let (landlock, seccomp) = ("landlock_create_ruleset:error=EOPNOTSUPP", "seccomp:error=ENOSYS");
+    for (injected, without) in [
+        (&[landlock][..], "Landlock"),
+        (&[seccomp], "seccomp (Function not implemented (os error 38))"),
+        (&[landlock, seccomp], "Landlock and seccomp (Function not implemented (os error 38))"),
+    ] {
+        let mut words = vec!["-e".to_owned(), "trace=landlock_create_ruleset,seccomp".to_owned()];
+        words.extend(injected.iter().flat_map(|call| ["-e".to_owned(), format!("inject={call}")]));
+        let trace = Trace::of(&words.iter().map(String::as_str).collect::<Vec<_>>());
+        let mut standing = Standing::at(At::Snoop, &Start { through: &trace.through(), ..Start::default() });
+        let said = ended(&mut standing);
+        let expected = format!("]: sandbox: without {without}\n");
+        assert!(said.contains(&expected) && said.lines().count() == 2, "{said}");
+        assert!(trace.log().contains("(INJECTED"));
+    }
+}
