@@ -38,17 +38,19 @@ pub(super) fn close_on_exec_above_stderr() -> io::Result<()> {
 /// Descriptors that are looked at where close_range(2) is not to be had: the usual limit of a process.
 const ONE_BY_ONE: i32 = 1024;
 
-/// Gives an inherited "ignore" back its default, for the signals that this program or a mail server lives by. Others stay as they
-/// would be without us; SIGPIPE std ignores in us and resets in the child.
+/// Gives an inherited "ignore" back its default (protocol.md: PROG has default dispositions), for every signal but SIGPIPE, which
+/// std ignores in us and resets in the child.
 ///
 /// SIGXFSZ gets a handler that does nothing: where the log is a file that has reached its limit (`softlimit -f`) a line is lost, and
 /// not the session. The child has the default again, as it would not if we ignored it.
 pub(super) fn default_dispositions() -> nix::Result<()> {
-    const NEEDED: [Signal; 6] =
-        [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGALRM, Signal::SIGTERM, Signal::SIGCHLD];
-    for signal in NEEDED {
-        // SAFETY: the default disposition runs no code of ours, and no handler is installed for these.
-        unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }?;
+    use Signal::{SIGBUS, SIGKILL, SIGPIPE, SIGSEGV, SIGSTOP, SIGXFSZ};
+    for signal in Signal::iterator() {
+        // std's own handlers of SIGSEGV and SIGBUS, which report a stack overflow, stay.
+        if !matches!(signal, SIGKILL | SIGSTOP | SIGPIPE | SIGSEGV | SIGBUS | SIGXFSZ) {
+            // SAFETY: the default disposition runs no code of ours, and no handler is installed for these.
+            unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }?;
+        }
     }
     // SAFETY: the handler touches nothing.
     unsafe { nix::sys::signal::signal(Signal::SIGXFSZ, SigHandler::Handler(on_full_file)) }?;
