@@ -183,14 +183,15 @@ fn private_key(text: &[u8]) -> Result<Zeroizing<PrivateKeyDer<'static>>, Identit
     let mut is_encrypted = false;
     for section in pem::sections(text) {
         let section = section.map_err(IdentityError::KeyPem)?;
+        if section.is_encrypted() {
+            is_encrypted = true;
+            continue;
+        }
         let make: fn(Vec<u8>) -> PrivateKeyDer<'static> = match section.label {
             b"PRIVATE KEY" => |der| PrivatePkcs8KeyDer::from(der).into(),
             b"RSA PRIVATE KEY" => |der| PrivatePkcs1KeyDer::from(der).into(),
             b"EC PRIVATE KEY" => |der| PrivateSec1KeyDer::from(der).into(),
-            label => {
-                is_encrypted |= label == b"ENCRYPTED PRIVATE KEY";
-                continue;
-            }
+            _ => continue,
         };
         let mut der = section.decode().map_err(IdentityError::KeyPem)?;
         return Ok(Zeroizing::new(make(mem::take(&mut *der))));
@@ -359,6 +360,8 @@ mod tests {
         assert!(matches!(fault(&pem_text("CERTIFICATE", b"no DER"), &key), IdentityError::Certificate(_)));
         assert!(matches!(fault(&certificate, &pem_text("PRIVATE KEY", b"no DER")), IdentityError::Key(_)));
         assert!(matches!(fault(&certificate, &pem_text("ENCRYPTED PRIVATE KEY", b"x")), IdentityError::KeyEncrypted));
+        let older = b"-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\neA==\n-----END EC PRIVATE KEY-----\n";
+        assert!(matches!(fault(&certificate, older), IdentityError::KeyEncrypted));
     }
 
     #[test]

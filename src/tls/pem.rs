@@ -60,6 +60,11 @@ impl<'a> Iterator for Sections<'a> {
 }
 
 impl Section<'_> {
+    /// Whether a passphrase protects it: a label of PKCS #8 (RFC 7468 11), or a header of the older format (RFC 1421 4.6.1.1).
+    pub(super) fn is_encrypted(&self) -> bool {
+        self.label == b"ENCRYPTED PRIVATE KEY" || self.body.starts_with(b"Proc-Type: 4,ENCRYPTED")
+    }
+
     /// The section's octets, in one allocation that never grew, so that wiping it leaves nothing.
     pub(super) fn decode(&self) -> Result<Zeroizing<Vec<u8>>, &'static str> {
         const DAMAGED: &str = "damaged base64 in a PEM section";
