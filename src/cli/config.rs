@@ -133,11 +133,13 @@ fn called(id: Id) -> String {
 
 /// Options that say nothing in this way. Variables may stand: an environment serves many programs.
 fn refuse_idle(typed: &Typed) -> Result<(), Fatal> {
-    let trust = [Id::BackendCa, Id::BackendName, Id::BackendInsecure];
+    // What is about TLS with HOST, and what is about HOST at all.
+    let tls = [Id::BackendCa, Id::BackendName, Id::BackendInsecure, Id::BackendHandshakeTimeout];
+    let host = [Id::BackendSource, Id::Replay, Id::DialTimeout, Id::GreetingTimeout];
     let idle = match typed.way {
-        Way::Tls => &[][..],
-        Way::Plain => &trust[..],
-        Way::Keep => &[trust[0], trust[1], trust[2], Id::BackendSource, Id::Replay][..],
+        Way::Tls => Vec::new(),
+        Way::Plain => tls.to_vec(),
+        Way::Keep => [tls, host].concat(),
     };
     match idle.iter().find(|id| typed.times(**id) > 0) {
         Some(id) => usage(format!("{} says nothing with --way {}", called(*id), typed.way)),

@@ -266,11 +266,9 @@ fn nothing_goes_in_the_clear_over_a_network() {
 
 #[test]
 fn options_that_say_nothing_in_a_way_are_refused_and_variables_are_not() {
-    let trust = ["--backend-ca x", "--backend-name x", "--backend-insecure"];
-    for (way, words, idle) in [
-        ("plain", "localhost 25 p", &trust[..]),
-        ("keep", "p", &[&trust[..], &["--backend-source ::1", "--replay all"]].concat()[..]),
-    ] {
+    let trust = ["--backend-ca x", "--backend-name x", "--backend-insecure", "--backend-handshake-timeout 4"];
+    let host = ["--backend-source ::1", "--replay all", "--dial-timeout 4", "--greeting-timeout 4"];
+    for (way, words, idle) in [("plain", "localhost 25 p", &trust[..]), ("keep", "p", &[trust, host].concat()[..])] {
         for option in idle {
             let what = with(&format!("--way {way} {option} {words}"), &[]).unwrap_err();
             assert!(what.contains("says nothing with --way"), "{way} {option}: {what}");

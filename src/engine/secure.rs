@@ -60,18 +60,26 @@ impl Conn {
             self.resolver.begin();
             Dial::begin(target, self.policy.timeouts.dial, now)
         });
-        match (dial.poll(&mut self.resolver, registry, now), &self.setups) {
-            (Dialled::Wait, _) => Ok(None),
-            (Dialled::Failed(why), _) => Err(why),
-            (Dialled::Done(end), Some(setups)) if setups.client.is_some() => {
+        let end = match dial.poll(&mut self.resolver, registry, now) {
+            Dialled::Wait => return Ok(None),
+            Dialled::Failed(why) => return Err(why),
+            Dialled::Done(end) => end,
+        };
+        // By the way alone, so that nothing forgotten elsewhere makes a connection a clear one.
+        match self.policy.way {
+            Way::Plain => Ok(Some(Backend::socket(end))),
+            Way::Tls | Way::Keep => {
+                let setups = self.setups.as_ref().ok_or("TLS is not set up")?;
                 Backend::tls(end, setups).map(Some).map_err(|error| error.to_string())
             }
-            (Dialled::Done(end), _) => Ok(Some(Backend::socket(end))),
         }
     }
 
     /// The child is to be the backend: from here on it is read and written as one.
     fn take_child_over(&mut self) -> Result<Backend, String> {
+        if self.child_in.is_none() {
+            return Err("the child takes nothing more".to_owned());
+        }
         let from = self.child_out.take().ok_or("the child is gone")?;
         Ok(Backend::child(from, self.child_in.take()))
     }

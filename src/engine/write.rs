@@ -107,6 +107,10 @@ impl Conn {
             self.session.to_backend.clear();
             written += backend.transmit();
         }
+        if backend.is_deaf && self.session.is_handover() {
+            self.session.handle_handover_failed("it takes nothing more".to_owned(), now);
+            return true;
+        }
         written > 0 || backend.is_deaf
     }
 }

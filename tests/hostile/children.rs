@@ -278,3 +278,16 @@ fn many_sessions_in_a_row_leave_no_child() {
     }
     assert!(pids.iter().all(|child| child.is_gone(Duration::ZERO)));
 }
+
+#[test]
+fn a_child_that_reads_no_more_is_not_kept_and_nobody_waits_for_it() {
+    let Standing { mut door, mut child, .. } = Standing::at(At::Snoop, &Start { way: Way::Keep, ..Start::default() });
+    child.close_stdin();
+    let asked = Instant::now();
+    let client = door.client.as_mut().unwrap();
+    client.send(b"STARTTLS\r\n");
+    client.get(b"454 4.7.0 TLS not available\r\n").unwrap();
+    // The replay's time-out is 30 s.
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    assert!(door.said().contains("it takes nothing more"), "{}", door.said());
+}
