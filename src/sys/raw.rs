@@ -81,8 +81,93 @@ pub(super) fn filter_calls(program: &[libc::sock_filter]) -> io::Result<()> {
     let len = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
     // SAFETY: the kernel reads so many instructions, which outlive the call, and writes none; it keeps a copy.
-    let done = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0_u32, &raw const program) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    done(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0_u32, &raw const program) })
+}
+
+/// What a Landlock ruleset forbids unless a rule allows it (linux/landlock.h). A kernel takes zeros for what it does not know.
+#[repr(C)]
+pub(super) struct Handled {
+    pub(super) files: u64,
+    pub(super) network: u64,
+    pub(super) scoped: u64,
+}
+
+#[repr(C, packed)]
+struct PathBeneath {
+    allowed: u64,
+    parent: i32,
+}
+
+#[repr(C)]
+struct NetPort {
+    allowed: u64,
+    port: u64,
+}
+
+const CREATE_RULESET_VERSION: u32 = 1;
+const RULE_PATH_BENEATH: u32 = 1;
+const RULE_NET_PORT: u32 = 2;
+
+/// The version of the kernel's Landlock.
+///
+/// # Errors
+/// ENOSYS, EOPNOTSUPP: it has none.
+pub(super) fn landlock_version() -> io::Result<u32> {
+    let none = core::ptr::null::<Handled>();
+    // SAFETY: with this flag the kernel reads no memory of ours.
+    let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, none, 0_usize, CREATE_RULESET_VERSION) };
+    u32::try_from(version).map_err(|_| io::Error::last_os_error())
+}
+
+/// A ruleset without rules.
+///
+/// # Errors
+/// The system call's.
+pub(super) fn landlock_ruleset(handled: &Handled) -> io::Result<OwnedFd> {
+    let size = size_of::<Handled>();
+    // SAFETY: the kernel reads so many octets of a value that outlives the call.
+    let made = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, &raw const *handled, size, 0_u32) };
+    match i32::try_from(made) {
+        // SAFETY: the descriptor is new, and nobody else's.
+        Ok(descriptor) if descriptor >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Allows this beneath a folder, or of a file.
+///
+/// # Errors
+/// The system call's.
+pub(super) fn landlock_allow_path(ruleset: BorrowedFd<'_>, allowed: u64, path: BorrowedFd<'_>) -> io::Result<()> {
+    let rule = PathBeneath { allowed, parent: path.as_raw_fd() };
+    landlock_allow(ruleset, RULE_PATH_BENEATH, (&raw const rule).cast())
+}
+
+/// Allows this for a TCP port.
+///
+/// # Errors
+/// The system call's.
+pub(super) fn landlock_allow_port(ruleset: BorrowedFd<'_>, allowed: u64, port: u16) -> io::Result<()> {
+    let rule = NetPort { allowed, port: port.into() };
+    landlock_allow(ruleset, RULE_NET_PORT, (&raw const rule).cast())
+}
+
+fn landlock_allow(ruleset: BorrowedFd<'_>, kind: u32, rule: *const libc::c_void) -> io::Result<()> {
+    // SAFETY: the two callers pass a rule of this kind that outlives the call; the kernel only reads it.
+    done(unsafe { libc::syscall(libc::SYS_landlock_add_rule, ruleset.as_raw_fd(), kind, rule, 0_u32) })
+}
+
+/// Puts this thread, and those that it starts, under the ruleset.
+///
+/// # Errors
+/// The system call's.
+pub(super) fn landlock_restrict(ruleset: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: a descriptor and a number.
+    done(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0_u32) })
+}
+
+fn done(result: libc::c_long) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Ends the process at once: no destructor, no exit handler.
