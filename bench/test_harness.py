@@ -18,6 +18,7 @@ sys.path.insert(0, str(HOME / "bench"))
 
 import measure  # noqa: E402
 import picture  # noqa: E402
+import sessions  # noqa: E402
 from report import Figure, Table  # noqa: E402
 from transfers import crossing  # noqa: E402
 
@@ -116,6 +117,22 @@ class Crossing(unittest.TestCase):
                          "cheaper in every round: splice at 64 B; copy at nowhere; splice not at the largest size")
 
 
+class Sessions(unittest.TestCase):
+    def test_a_failed_session_is_one_of_those_that_share_the_cost(self):
+        usage = types.SimpleNamespace(seconds=1.0, own=0.5, switches=60)
+        self.assertEqual(sessions.costs(usage, {"failed": 5}, 10), {"tree": 100.0, "own": 50.0, "switches": 6.0, "failed": 50.0})
+
+    def test_sessions_a_second_are_those_that_succeed_and_the_others_are_shown(self):
+        said = {"failed": 2, "seconds": 0.5, "wall": {"count": 6}}
+        self.assertEqual(sessions.crowded(said, 8), {"rate": 12.0, "crowded": 25.0})
+        self.assertLess({"failed", "crowded"}, {key for key, *_ in sessions.COSTS})
+
+    def test_its_own_is_a_mean_as_a_daemon_s_clock_gives_it(self):
+        with measure.Door(None, []) as door:
+            door.milliseconds += [1.0, 1.0, 4.0]
+        self.assertEqual(door.mean(), 2.0)
+
+
 BURN = "import time\nwhile time.process_time() < 0.2: pass"
 
 
@@ -212,6 +229,7 @@ class Run(unittest.TestCase):
             self.assertRegex(table, r"\n\| stunnel \| [0-9].*TLSv1_3")
         for table in (plain, tls, resumed):
             self.assertRegex(table, r"\n- absent: not measured: ")
+            self.assertIn(" | failed, % | failed of 8 at once, % |", table)
         ElementTree.parse(HOME / "target/bench/session-plain-tree.svg")
 
 
