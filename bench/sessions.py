@@ -150,7 +150,7 @@ def idle(stage, fields):
 def idle_in(stage, fields, name, title, tls, flags):
     window, count = (3, 4) if stage.quick else (15, 10)
     columns = [("private", "private KiB of its processes", 0), ("anonymous", "anonymous KiB", 0), ("processes", "processes", 1),
-               ("woken", "wake-ups a minute, all", 0), ("spent", "CPU us a minute, all", 0)]
+               ("woken", f"wake-ups in {window} s, all", 0), ("spent", f"CPU us in {window} s, all", 0)]
     table = Table(name, f"{title}, a session ({count} at once, {window} s)", columns, picture=("anonymous",), limit=None)
     table.notes.append("the mail server behind it is not counted, nor that which HOST PORT is")
     with contextlib.ExitStack() as stack:
@@ -181,10 +181,10 @@ def idle_in(stage, fields, name, title, tls, flags):
                 fresh = [after[pid][0] for pid in after if pid not in before]
                 anonymous = sum(kib for _, kib in after.values()) - sum(kib for _, kib in before.values())
                 table.add(one, private=sum(fresh) / count if fresh else None, anonymous=anonymous / count, processes=len(fresh) / count,
-                          woken=samples[one][0] * 60 / window, spent=samples[one][1] / 1e3 * 60 / window)
+                          woken=samples[one][0], spent=samples[one][1] / 1e3)
                 client.go()
                 client.close()
-    table.goal("ours", "woken", 0, "wake-ups a minute")
+    table.goal("ours", "woken", 0, f"wake-ups of {count} silent sessions in {window} s")
     return table
 
 
