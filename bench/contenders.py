@@ -28,6 +28,9 @@ class Contender:
 BARE = Contender("bare", {"plain": lambda run, prog: run.tcpserver(prog), "implicit": lambda run, _: run.tls_server()},
                  note="no forwarder: tcpserver and the mail server; with TLS, a mail server that speaks TLS itself (rustls)")
 
+# Said at every table of TLS in which bare is a row.
+BARE_IN_TLS = "bare: a TLS server (rustls) with a thread for each session, no mail server under tcpserver: a lower limit than in plaintext"
+
 
 # --- ours -------------------------------------------------------------------------------------------------------------------
 

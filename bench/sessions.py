@@ -3,6 +3,7 @@
 import contextlib
 import time
 
+from contenders import BARE_IN_TLS
 from measure import BYSTANDERS, Door, Failure, Running, clock, memory, name_of, switches
 from report import Table
 from rounds import Moment, each, load, plain, row_of, secure, way_of
@@ -36,6 +37,7 @@ def session(stage, fields):
         title = "TLS session, " + ("resumed" if resume else "full handshake")
         shown = [*COSTS, ("resumed", "resumed, %", 0), ("tls", "negotiated", 0)]
         table = Table("resumed" if resume else "tls", title, shown, picture=("tree", "own"))
+        table.notes.append(BARE_IN_TLS)
         sessions_of(stage, secure(fields), table, True, ["--resume"] if resume else [])
         if not resume:
             table.goal("ours", "own", 2.0, "STARTTLS session, ms of our own process")
@@ -216,6 +218,7 @@ def growth(stage, fields):
         columns = [(f"at{size}", f"{size:,} at once, ms", 2) for size in sizes] + [("failed", "failed, %", 2)]
         title = ("TLS" if tls else "Plain") + " session, processor time of the tree"
         table = Table("tls" if tls else "plain", title, columns, picture=(f"at{sizes[0]}", f"at{sizes[-1]}"))
+        table.notes += [BARE_IN_TLS] * tls
 
         def one(contender):
             way, found, failed, asked = way_of(contender, tls), {}, 0, 0

@@ -19,6 +19,7 @@ sys.path.insert(0, str(HOME / "bench"))
 import measure  # noqa: E402
 import picture  # noqa: E402
 import sessions  # noqa: E402
+from contenders import BARE_IN_TLS  # noqa: E402
 from report import Figure, Table  # noqa: E402
 from transfers import crossing  # noqa: E402
 
@@ -227,6 +228,7 @@ class Run(unittest.TestCase):
             self.assertRegex(table, r"\n\| bare \| [0-9]")
             self.assertRegex(table, r"\n\| ours \| [0-9].*TLSv1_3")
             self.assertRegex(table, r"\n\| stunnel \| [0-9].*TLSv1_3")
+            self.assertIn(f"\n- {BARE_IN_TLS}", table)
         for table in (plain, tls, resumed):
             self.assertRegex(table, r"\n- absent: not measured: ")
             self.assertIn(" | failed, % | failed of 8 at once, % |", table)

@@ -1,7 +1,7 @@
 """The questions about what flows: bulk, one command and its reply, and our own two ways of moving plaintext."""
 
 from beside import count_syscalls
-from contenders import wrapper
+from contenders import BARE_IN_TLS, wrapper
 from measure import Running
 from report import Table
 from rounds import GIB, KIB, MIB, Moment, each, load, plain, row_of, secure, way_of
@@ -45,6 +45,7 @@ def bulk_one_way(stage, fields, name, title, tls, from_server):
                ("speed", "MiB/s", 0), ("switches", "switches per GiB", 0), ("syscalls", "system calls per GiB", 0),
                ("memory", "its memory, MiB", 1)]
     table = Table(name, f"{title} ({octets // MIB} MiB)", columns, picture=("tree", "own"))
+    table.notes += [BARE_IN_TLS] * tls
     flags = ["--from-server"] if from_server else []
     sizes = {}
 
@@ -104,6 +105,7 @@ def round_trip(stage, fields):
     tables = []
     for name, title, tls, flags, contenders in kinds:
         table = Table(name, f"{title} ({count} a round)", columns, picture=("p50",))
+        table.notes += [BARE_IN_TLS] * tls
 
         def one(contender):
             found = Moment(stage, contender, way_of(contender, tls), sink(stage), "trip", "--count", count, *flags)
