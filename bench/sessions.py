@@ -64,7 +64,7 @@ def sessions_of(stage, fields, table, tls, flags):
         peak = Moment(stage, contender, way, MAILFRONT, "hold", *flags).tree / 1024
         table.add(contender.name, peak=peak, p50=said["wall"]["p50"] / 1e3, p99=said["wall"]["p99"] / 1e3, **values)
 
-    each(stage, table, fields, 2 if stage.quick else 5, one)
+    each(stage, table, fields, stage.rounds(2, 5), one)
     if not tls:
         table.above("above", "tree")  # in TLS, bare is another mail server
 
@@ -129,7 +129,7 @@ def start(stage, fields):
         table.add(contender.name, p50=said["p50"] / 1e3, p99=said["p99"] / 1e3, faults=run.usage.faults / count,
                   peak=peak, tree=run.usage.seconds * 1e3 / count)
 
-    each(stage, table, plain(fields), 3 if stage.quick else 7, one)
+    each(stage, table, plain(fields), stage.rounds(3, 7), one)
     table.above("above", "p50")
     table.goal("ours", "above", 1.0, "greeting delay, ms above bare at p50")
     return [table]
@@ -231,6 +231,6 @@ def growth(stage, fields):
 
         some = [contender for contender in (secure if tls else plain)(fields)
                 if contender.name == "bare" or "starttls" in contender.ways or not tls and contender.name != "ours copy"]
-        each(stage, table, some, 2 if stage.quick else 3, one)
+        each(stage, table, some, stage.rounds(2, 3), one)
         tables.append(table)
     return tables

@@ -64,7 +64,7 @@ def bulk_one_way(stage, fields, name, title, tls, from_server):
                   speed=octets_of / MIB / found.said["seconds"], switches=found.switches * scale,
                   memory=found.peak / 1024 if found.peak else None)
 
-    each(stage, table, fields, 2 if stage.quick else 3 if tls else 5, one)
+    each(stage, table, fields, stage.rounds(2, 3), one)
     table.times("times", "tree")
     for contender in fields:
         if contender.name in table.rows:
@@ -113,7 +113,7 @@ def round_trip(stage, fields):
             table.add(contender.name, p50=trip["p50"], p99=trip["p99"], p999=trip["p999"],
                       own=found.own / 1e3 / count if found.own else None, switches=found.switches / count)
 
-        each(stage, table, contenders, 2 if stage.quick else 5, one)
+        each(stage, table, contenders, stage.rounds(2, 5), one)
         table.above("above50", "p50")
         table.above("above99", "p99")
         tables.append(table)
@@ -142,7 +142,7 @@ def splice_or_copy(stage, _):
 def chunk_table(stage, fields, sizes, name, title, unit, cost):
     columns = [*((one.name, f"{one.name}, {unit}", 1) for one in fields), ("ratio", "copy / splice", 2)]
     table = Table(name, title, columns, picture=("ratio",), limit=None, line=1.0)
-    rounds = 2 if stage.quick else 5
+    rounds = stage.rounds(2, 5)
     for number in range(rounds):
         for size in sizes:
             stage.progress(f"{title}: round {number + 1} of {rounds}: {written(size)}")
