@@ -12,8 +12,10 @@ use std::time::Duration;
 use child::Child;
 use dialogue::Doors;
 use door::{Door, Start, tls_client};
+use steps::{At, Standing};
 use stream::wait_until;
 use support::*;
+use trace::Trace;
 
 /// Dialogues at once: most of their time is waiting.
 const AT_ONCE: usize = 8;
@@ -101,12 +103,64 @@ fn child_has_fds_0_to_2_and_an_empty_signal_mask() {
 fn child_has_default_signal_dispositions() {
     // Not by the puppet: Rust's start-up ignores SIGPIPE there.
     let program = ["/bin/sh", "-c", "exec grep SigIgn /proc/self/status"];
-    let mut door = Door::open(&Start { program: Some(&program), ..Start::default() });
+    // A supervisor, or nohup(1), ignores some; env(1) all that it can. SIGBUS is left out: std's runtime looks after it.
+    let through = ["env", "--ignore-signal", "--default-signal=BUS"];
+    let mut door = Door::open(&Start { program: Some(&program), through: &through, ..Start::default() });
     let (said, _) = door.client.as_mut().unwrap().rest().unwrap();
     let said = String::from_utf8(said).unwrap();
     let ignored = said.trim_end().strip_prefix("SigIgn:\t").and_then(|hex| u64::from_str_radix(hex, 16).ok());
     // Signals 32 and up are not in question: 32 and 33 are the C library's own, and nobody can reset them.
     assert_eq!(ignored.map(|bits| bits & 0x7FFF_FFFF), Some(0), "{said}");
+}
+
+#[test]
+fn the_backend_is_dialled_from_its_source() {
+    for (options, source) in [(&[][..], "127.0.0.1"), (&["--backend-source", "127.0.0.9"], "127.0.0.9")] {
+        let mut standing = Standing::at(At::Gate, &Start { options, ..Start::default() });
+        assert_eq!(standing.door.backend.dialled_from().to_string(), source);
+    }
+}
+
+/// All that the program asked of the kernel in a session that came there, but not the child; a line is a call.
+fn traced(at: At, environment: &[(&str, &str)]) -> Vec<String> {
+    let trace = Trace::of(&[]);
+    let standing = Standing::at(at, &Start { environment, through: &trace.through(), ..Start::default() });
+    standing.close();
+    trace.log().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn the_child_is_started_first_and_the_client_is_read_last() {
+    // Only root can become somebody else.
+    let is_root = rustix::process::getuid().is_root();
+    let ids = [("TLS_UID", "65534"), ("TLS_GID", "65534")];
+    let calls = traced(At::Snoop, if is_root { &ids } else { &[] });
+    let first = |what: &str, is_it: &dyn Fn(&str) -> bool| {
+        calls.iter().position(|call| is_it(call)).unwrap_or_else(|| panic!("no {what}: {calls:#?}"))
+    };
+    let begins = |names: &'static [&str]| move |call: &str| names.iter().any(|name| call.starts_with(name));
+    let opens = |file: &'static str| move |call: &str| call.starts_with("open") && call.contains(file);
+    let mut order = vec![
+        ("child", first("child", &begins(&["clone(", "clone3(", "fork(", "vfork("]))),
+        ("certificate", first("certificate", &opens("/cert.pem\""))),
+        ("key", first("key", &|call| call.starts_with("read(") && call.contains("BEGIN PRIVATE KEY"))),
+        ("hardening", first("hardening", &|call| call.starts_with("prctl(PR_SET_NO_NEW_PRIVS, 1"))),
+        ("client", first("client", &begins(&["read(0,", "readv(0,", "recvfrom(0,", "recvmsg(0,", "splice(0,"]))),
+    ];
+    if is_root {
+        let dropped = ["setgroups(1, [65534])", "setgid(65534)", "setuid(65534)"];
+        let dropped = dropped.map(|call| (call, first(call, &|line| line.starts_with(call) && line.ends_with("= 0"))));
+        order.splice(3..3, dropped);
+    }
+    assert!(order.is_sorted_by_key(|(_, line)| *line), "{order:?}: {calls:#?}");
+}
+
+#[test]
+fn a_plaintext_session_draws_no_randomness() {
+    // All that the kernel sees of cryptography: that a key is made, not that one is loaded.
+    let draws = |at| traced(at, &[]).iter().any(|call| call.starts_with("getrandom("));
+    assert!(draws(At::RelayTls), "it can't be seen");
+    assert!(!draws(At::RelayPlain));
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! A long letter comes in large pieces (src/engine/batch.rs), of which the last octets must not wait for more that never comes.
 
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use rustix::process::Signal;
+use starttls_wrapper::session::Way;
 
 use crate::bulk::strace;
-use crate::door::Start;
+use crate::door::{Door, Start};
 use crate::octets::Octets;
 use crate::steps::{At, Standing};
 use crate::stream::wait_until;
@@ -13,6 +15,9 @@ use crate::wire::{End, PATIENCE, Wire};
 
 /// Far more than what makes a letter long, and no multiple of a piece.
 const LETTER: u64 = (8 << 20) + 777;
+
+/// What is waited for in a long letter.
+const PIECE: u32 = 512 << 10;
 
 /// One way only: the server says nothing meanwhile, and the client stays when it has sent all.
 fn letter(client: &mut Wire, there: &mut Wire, seed: u64) {
@@ -86,30 +91,58 @@ fn pieces_are_asked_for_in_a_long_letter_only_and_taken_back_after_it() {
     assert!(asked.last().is_some_and(|last| last.contains("[1]")), "{log}");
 }
 
-#[test]
-fn a_session_that_ends_amid_a_long_letter_does_not_spin() {
-    let options = ["--farewell-timeout", "2"];
-    let Standing { mut door, mut child, .. } =
-        Standing::at(At::RelayPlain, &Start { options: &options, ..Start::default() });
-    let (mut client, mut there) = (door.client.take().unwrap(), child.wire());
+/// A letter without an end, as fast as both can, and SIGTERM amid it; then nothing moves any more.
+fn end_amid_a_letter(door: &mut Door, mut client: Wire, mut there: Wire) {
+    let (soon, seed) = (Duration::from_secs(1), 5);
     std::thread::scope(|scope| {
-        // As fast as they can, or it is no bulk; until they are cut off.
-        const BLOCK: &[u8] = &[b'x'; 256 << 10];
-        scope.spawn(move || {
-            let soon = || Instant::now() + Duration::from_secs(1);
-            while client.send_some(BLOCK) > 0
-                || client.stream().wait(false, true, soon()) && client.send_some(BLOCK) > 0
-            {}
+        scope.spawn(move || client.exchange(&mut Octets::new(seed, u64::MAX), &mut Octets::none(), soon));
+        scope.spawn(move || there.exchange(&mut Octets::none(), &mut Octets::new(seed, u64::MAX), soon));
+        // Stopped while a piece is asked for: it finds both the signal and the letter when it goes on.
+        let is_amid = wait_until(PATIENCE, || {
+            door.kill(Signal::STOP);
+            let is_amid = wait_until(PATIENCE, || door.state() == 'T') && low_water(door) == PIECE;
+            if !is_amid {
+                door.kill(Signal::CONT);
+            }
+            is_amid
         });
-        scope.spawn(move || while there.get(BLOCK).is_ok() {});
-        let before = door.processor_time();
-        assert!(wait_until(PATIENCE, || door.processor_time() > before + Duration::from_millis(20)));
+        assert!(is_amid, "the letter is not long");
         door.kill(Signal::TERM);
+        door.kill(Signal::CONT);
     });
+}
+
+/// What makes the client's socket readable (SO_RCVLOWAT, socket(7)). By python3: rustix and nix leave it out.
+fn low_water(door: &Door) -> u32 {
+    let script = "import socket as s; print(s.socket(fileno=0).getsockopt(s.SOL_SOCKET, s.SO_RCVLOWAT))";
+    let socket = door.kept.as_ref().unwrap().try_clone().unwrap();
+    let said = Command::new("/usr/bin/python3").args(["-I", "-c", script]).stdin(socket).output().unwrap();
+    let said = String::from_utf8(said.stdout).unwrap();
+    said.trim_end().parse().unwrap_or_else(|_| panic!("{said:?}"))
+}
+
+/// The session ends, and a child does not.
+fn does_not_spin(at: At, way: Way) {
+    let options = ["--farewell-timeout", "5"];
+    let start = Start { options: &options, keep: true, way, ..Start::default() };
+    let Standing { mut door, mut child, .. } = Standing::at(at, &start);
+    let client = door.client.take().unwrap();
+    end_amid_a_letter(&mut door, client, child.wire());
     let before = door.processor_time();
     std::thread::park_timeout(Duration::from_secs(1));
     let spent = door.processor_time() - before;
+    assert_eq!(low_water(&door), 1);
     assert!(spent <= Duration::from_millis(20), "{spent:?} while a child does not end");
     child.exit(0);
     assert_eq!(door.code(), 0);
+}
+
+#[test]
+fn a_session_that_ends_amid_a_long_letter_does_not_spin() {
+    does_not_spin(At::RelayPlain, Way::Tls);
+}
+
+#[test]
+fn nor_does_one_that_ends_amid_it_inside_tls() {
+    does_not_spin(At::RelayTls, Way::Keep);
 }

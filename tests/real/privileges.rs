@@ -1,5 +1,6 @@
 //! Privileges: PROG keeps the right to gain some (qmail-queue is setuid), and the wrapper gives its own up.
 
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
@@ -114,7 +115,9 @@ fn the_wrapper_gives_up_what_the_child_keeps() {
     let stage = Stage::new();
     let (identity, nobody) = (Identity::self_signed(&stage, "own"), stage.unused_port());
     fs::set_permissions(&identity.key, fs::Permissions::from_mode(0o600)).expect("chmod");
-    let argv = wrapper(&identity, &[], nobody, &["mailfront", "smtp", "echo", "accept"]);
+    // Signals that supervisors and shells leave ignored.
+    let mut argv: Vec<OsString> = vec!["env".into(), "--ignore-signal=HUP,USR1,USR2,TSTP".into()];
+    argv.extend(wrapper(&identity, &[], nobody, &["mailfront", "smtp", "echo", "accept"]));
     let at = tcpserver_with(&stage, "front", &[], &argv, |command| {
         command.env("TLS_UID", TLS.to_string()).env("TLS_GID", TLS.to_string()).env("CAFILE", &identity.certificate);
     });

@@ -152,6 +152,12 @@ impl Server {
         self.wire.as_mut().unwrap()
     }
 
+    /// From where the connection was dialled.
+    pub(crate) fn dialled_from(&mut self) -> std::net::IpAddr {
+        let peer = rustix::net::getpeername(self.held().stream().input()).unwrap().unwrap();
+        std::net::SocketAddr::try_from(peer).unwrap().ip()
+    }
+
     /// Does the handshake on the connection that was only accepted.
     pub(crate) fn secure(&mut self) -> Result<(), String> {
         let tls = self.certificate.server();
