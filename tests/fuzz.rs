@@ -3,17 +3,18 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
 #![allow(dead_code, unreachable_pub, missing_docs)] // tests/fuzz/src is a crate of its own
 
-#[path = "support/dialogue.rs"]
-mod dialogue;
 #[path = "fuzz/src/lib.rs"]
 mod targets;
+#[path = "support/ways.rs"]
+mod ways;
 
 use std::fs;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use dialogue::{Deed, Side};
+use starttls_wrapper::session::{Phase, Way};
+use targets::dialogue::{self, Backend, Deed, Dialogue, Side};
 
 /// How long each target is tried with random changes.
 const TIME: Duration = Duration::from_secs(6);
@@ -56,15 +57,47 @@ fn child_replies() -> Vec<Vec<u8>> {
     seeds
 }
 
+/// The dialogues as they stand, and as every other way has them.
 fn scripts() -> Vec<Vec<u8>> {
-    let entries = fs::read_dir("tests/dialogues").unwrap().map(|entry| entry.unwrap().path());
-    let paths = entries.filter(|path| path.extension().is_some_and(|e| e == "txt"));
-    let mut seeds: Vec<Vec<u8>> = paths.map(|path| fs::read(path).unwrap()).collect();
-    // The order of a folder is not the same everywhere.
-    seeds.sort();
-    let plain: Vec<Vec<u8>> = seeds.iter().step_by(4).map(|seed| [b"way: plain\n", &seed[..]].concat()).collect();
-    seeds.extend(plain);
+    let dialogues = dialogue::all().unwrap_or_else(|why| panic!("{why}"));
+    let mut seeds: Vec<Vec<u8>> = dialogues.iter().map(|dialogue| fs::read(&dialogue.path).unwrap()).collect();
+    let (played, _) = ways::all(&dialogues);
+    let written_otherwise = |dialogue: &&Dialogue| dialogue.way != Way::Tls;
+    seeds.extend(played.iter().filter(written_otherwise).filter_map(as_script));
     seeds
+}
+
+/// The lines that do what this dialogue does. `None` where they would be too many.
+fn as_script(dialogue: &Dialogue) -> Option<Vec<u8>> {
+    let certificate = if dialogue.certificate { "" } else { "cert: none\n" };
+    let mut script = format!("way: {}\noptions: {}\n{certificate}", dialogue.way, dialogue.options.join(" "));
+    for step in &dialogue.steps {
+        script += &match &step.deed {
+            Deed::Sends(Side::Client, octets) => format!("C: {}\\c\n", escaped(octets)),
+            Deed::Sends(Side::Child, octets) => format!("K: {}\\c\n", escaped(octets)),
+            Deed::Sends(Side::Backend, octets) => format!("B: {}\\c\n", escaped(octets)),
+            Deed::Ends(Side::Client) => "! client-eof\n".to_owned(),
+            Deed::Ends(Side::Child) => "! child-eof\n".to_owned(),
+            Deed::Ends(Side::Backend) => "! backend-eof\n".to_owned(),
+            Deed::ClientResets => "! client-reset\n".to_owned(),
+            Deed::BackendDies => "! backend-dies\n".to_owned(),
+            Deed::Backend(Backend::Refused) => "! backend refused\n".to_owned(),
+            Deed::Backend(_) => "! backend accepts\n".to_owned(),
+            Deed::ClientTls => "! client-tls\n".to_owned(),
+            Deed::Waits(time) => format!("! wait {}\n", time.as_secs()),
+            Deed::Terminates => "! terminate\n".to_owned(),
+            Deed::Gets(..) | Deed::SeesEnd(_) | Deed::SeesAbort(_) | Deed::ClientSeesAlert => continue,
+        };
+    }
+    (script.len() < 12_000).then(|| script.into_bytes())
+}
+
+fn escaped(octets: &[u8]) -> String {
+    let shown = |octet: &u8| match octet {
+        b'\\' | ..b' ' | 0x7f.. => format!("\\x{octet:02x}"),
+        octet => char::from(*octet).to_string(),
+    };
+    octets.iter().map(shown).collect()
 }
 
 /// Both legs, each foreign client, each size of pieces, and one damage of each kind.
@@ -105,6 +138,16 @@ fn every_fault_ever_found_stays_mended() {
         for (path, input) in found(name) {
             assert!(catch_unwind(|| run(&input)).is_ok(), "{} fails again", path.display());
         }
+    }
+}
+
+/// A way whose scripts all fail before the 220 would be fuzzed in vain.
+#[test]
+fn the_scripts_come_through_tls_by_every_way() {
+    let ends: Vec<_> = scripts().iter().filter_map(|script| targets::session::outcome(script)).collect();
+    for way in Way::ALL {
+        let count = |phase| ends.iter().filter(|end| **end == (way, phase)).count();
+        assert!(count(Phase::RelayTls) >= 3 && count(Phase::RelayPlain) >= 3, "{way}: {ends:?}");
     }
 }
 

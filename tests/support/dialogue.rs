@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use starttls_wrapper::session::Way;
 
+/// Octets of one repetition.
+const MOST: usize = 2 * 1024 * 1024;
+
 /// Who speaks or listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
@@ -102,6 +105,64 @@ pub(crate) struct Dialogue {
 }
 
 impl Dialogue {
+    /// One in which nothing is said yet.
+    pub(crate) fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            way: Way::Tls,
+            options: Vec::new(),
+            certificate: true,
+            doors: Doors::All,
+            whole: false,
+            steps: Vec::new(),
+            exit: None,
+        }
+    }
+
+    /// Reads one line behind the first two, and adds what it says.
+    pub(crate) fn read_line(&mut self, number: usize, line: &str) -> Result<(), String> {
+        if line.is_empty() || line.starts_with('#') {
+            return Ok(());
+        }
+        if self.exit.is_some() {
+            return Err("nothing may follow `= exit`".to_owned());
+        }
+        if let Some(code) = line.strip_prefix("= exit ") {
+            let code = code.parse().map_err(|_| format!("no exit code: {code}"))?;
+            self.exit = Some((number, code));
+            return Ok(());
+        }
+        if let Some(event) = line.strip_prefix("! ") {
+            let deed = read_event(event)?;
+            self.steps.push(Step { line: number, deed });
+            return Ok(());
+        }
+        let (head, rest) = line.split_once(':').ok_or("neither `X: text` nor an event")?;
+        let rest = rest.strip_prefix(' ').unwrap_or(rest);
+        if head.len() > 1 {
+            return read_header(self, head, rest);
+        }
+        let text = read_text(rest)?;
+        let deed = match head {
+            "C" => Deed::Sends(Side::Client, text),
+            "K" => Deed::Sends(Side::Child, text),
+            "B" => Deed::Sends(Side::Backend, text),
+            "S" => Deed::Gets(Side::Client, text),
+            "k" => Deed::Gets(Side::Child, text),
+            "b" => Deed::Gets(Side::Backend, text),
+            _ => return Err(format!("nobody is called {head}")),
+        };
+        if let (Deed::Sends(side, more), Some(Step { deed: Deed::Sends(last, segment), .. })) =
+            (&deed, self.steps.last_mut())
+            && side == last
+        {
+            segment.extend_from_slice(more);
+            return Ok(());
+        }
+        self.steps.push(Step { line: number, deed });
+        Ok(())
+    }
+
     /// `file:line`, as a compiler would print it, and the way where it is not the usual one.
     pub(crate) fn place(&self, line: usize) -> String {
         let way = if self.way == Way::Tls { String::new() } else { format!(" (way {})", self.way) };
@@ -141,22 +202,13 @@ pub(crate) fn read(path: &Path) -> Result<Dialogue, Malformed> {
 
 /// Reads the text of one file; `path` is only for the messages.
 pub(crate) fn parse(path: &Path, text: &str) -> Result<Dialogue, Malformed> {
-    let mut dialogue = Dialogue {
-        path: path.to_owned(),
-        way: Way::Tls,
-        options: Vec::new(),
-        certificate: true,
-        doors: Doors::All,
-        whole: false,
-        steps: Vec::new(),
-        exit: None,
-    };
+    let mut dialogue = Dialogue::new(path);
     for (at, line) in text.lines().enumerate() {
         let number = at + 1;
         let read = match number {
             1 => line.strip_prefix("# ").map(|_| ()).ok_or_else(|| "the first line is `# <claim>`".to_owned()),
             2 => line.strip_prefix("# source: ").map(|_| ()).ok_or_else(|| "the second is `# source: ...`".to_owned()),
-            _ => read_line(&mut dialogue, number, line),
+            _ => dialogue.read_line(number, line),
         };
         read.map_err(|why| Malformed(format!("{}: {why}", dialogue.place(number))))?;
     }
@@ -164,49 +216,6 @@ pub(crate) fn parse(path: &Path, text: &str) -> Result<Dialogue, Malformed> {
         return Err(Malformed(format!("{}: no script", path.display())));
     }
     Ok(dialogue)
-}
-
-fn read_line(dialogue: &mut Dialogue, number: usize, line: &str) -> Result<(), String> {
-    if line.is_empty() || line.starts_with('#') {
-        return Ok(());
-    }
-    if dialogue.exit.is_some() {
-        return Err("nothing may follow `= exit`".to_owned());
-    }
-    if let Some(code) = line.strip_prefix("= exit ") {
-        let code = code.parse().map_err(|_| format!("no exit code: {code}"))?;
-        dialogue.exit = Some((number, code));
-        return Ok(());
-    }
-    if let Some(event) = line.strip_prefix("! ") {
-        let deed = read_event(event)?;
-        dialogue.steps.push(Step { line: number, deed });
-        return Ok(());
-    }
-    let (head, rest) = line.split_once(':').ok_or("neither `X: text` nor an event")?;
-    let rest = rest.strip_prefix(' ').unwrap_or(rest);
-    if head.len() > 1 {
-        return read_header(dialogue, head, rest);
-    }
-    let text = read_text(rest)?;
-    let deed = match head {
-        "C" => Deed::Sends(Side::Client, text),
-        "K" => Deed::Sends(Side::Child, text),
-        "B" => Deed::Sends(Side::Backend, text),
-        "S" => Deed::Gets(Side::Client, text),
-        "k" => Deed::Gets(Side::Child, text),
-        "b" => Deed::Gets(Side::Backend, text),
-        _ => return Err(format!("nobody is called {head}")),
-    };
-    if let (Deed::Sends(side, more), Some(Step { deed: Deed::Sends(last, segment), .. })) =
-        (&deed, dialogue.steps.last_mut())
-        && side == last
-    {
-        segment.extend_from_slice(more);
-        return Ok(());
-    }
-    dialogue.steps.push(Step { line: number, deed });
-    Ok(())
 }
 
 fn read_header(dialogue: &mut Dialogue, head: &str, rest: &str) -> Result<(), String> {
@@ -291,7 +300,11 @@ fn unescape(text: &str) -> Result<Vec<u8>, String> {
                 let (count, tail) = rest.split_once('{').ok_or("\\*N{x} needs its brace")?;
                 let (what, tail) = tail.split_once('}').ok_or("\\*N{x} needs its closing brace")?;
                 let count: usize = count.parse().map_err(|_| format!("no count: {count}"))?;
-                octets.extend(unescape(what)?.repeat(count));
+                let unit = unescape(what)?;
+                if count > MOST / unit.len().max(1) {
+                    return Err(format!("more than {MOST} octets"));
+                }
+                octets.extend(unit.repeat(count));
                 rest = tail;
             }
             _ => return Err(format!("no such escape: \\{kind}")),

@@ -7,6 +7,7 @@ pub(crate) mod dialogue;
 pub(crate) mod door;
 pub(crate) mod memory;
 pub(crate) mod octets;
+pub(crate) mod policy;
 pub(crate) mod pure;
 pub(crate) mod steps;
 pub(crate) mod stream;

@@ -6,10 +6,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use starttls_wrapper::cli::{Invocation, read};
 use starttls_wrapper::session::{BackendEnd, ChildEnd, ClientEnd, EndReason, Phase, Policy, Session, Way};
 
-use crate::dialogue::{Backend, Deed, Dialogue, Side};
+use super::dialogue::{Backend, Deed, Dialogue, Side};
+use super::policy::policy;
 
 /// How the segments of one run are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,21 +108,6 @@ pub(crate) fn play(dialogue: &Dialogue, cut: Cut) -> Result<(), String> {
             .map_err(|why| format!("{}: {cut:?}: {why}", dialogue.place(step.line)))?;
     }
     owner.finish(dialogue)
-}
-
-fn policy(dialogue: &Dialogue) -> Result<Policy, String> {
-    let mut words = dialogue.options.clone();
-    if dialogue.certificate {
-        words.extend(["--cert".to_owned(), "none.pem".to_owned()]);
-    }
-    words.extend(["--way", dialogue.way.name()].map(str::to_owned));
-    words.extend(["localhost", "465"].iter().filter(|_| dialogue.way.dials()).map(|word| (*word).to_owned()));
-    words.push("smtpd".to_owned());
-    match read(words.into_iter().map(Into::into), |_| None) {
-        Ok(Invocation::Serve(config)) => Ok(config.policy),
-        Ok(Invocation::Print(_)) => Err(format!("{}: the options print something", dialogue.path.display())),
-        Err(fatal) => Err(format!("{}: {fatal}", dialogue.path.display())),
-    }
 }
 
 impl Owner {

@@ -5,7 +5,7 @@ use std::fmt;
 
 use starttls_wrapper::session::Way;
 
-use crate::dialogue::{Backend, Deed, Dialogue, Side, Step};
+use super::dialogue::{Backend, Deed, Dialogue, Side, Step};
 
 const READY: &[u8] = b"220 2.0.0 Ready to start TLS\r\n";
 

@@ -9,11 +9,16 @@
 //!
 //! Used twice: by libFuzzer (`scripts/fuzz`), and by the program's own tests (`tests/fuzz.rs`).
 
+#[allow(dead_code)] // the seeds need more of it (tests/fuzz.rs)
+#[path = "../../support/dialogue.rs"]
+pub(crate) mod dialogue;
 pub mod ehlo;
 pub mod lines;
 pub mod memory;
-pub mod script;
+#[path = "../../support/policy.rs"]
+mod policy;
+mod script;
 pub mod session;
 pub mod snoop;
 pub mod tls;
-pub mod witness;
+mod witness;

@@ -5,9 +5,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use starttls_wrapper::session::{BackendEnd, ClientEnd, EndReason, Phase, Session};
+use starttls_wrapper::session::{BackendEnd, ClientEnd, EndReason, Phase, Session, Way};
 
-use super::script::{Backend, Deed, Script, Side, parse};
+use super::dialogue::{self, Backend, Side};
+use super::script::{Deed, Script, parse};
 use super::witness::{Given, Witness};
 
 /// What the engine reads at once.
@@ -34,13 +35,16 @@ struct Owner {
 
 /// One input.
 pub fn run(input: &[u8]) {
-    if let Some(script) = parse(input) {
-        play(script);
-    }
+    outcome(input);
 }
 
-/// Plays a script to its end.
-pub fn play(script: Script) {
+/// Plays one input: by which way, and the phase that its session ended in. `None` where it is no script.
+pub(crate) fn outcome(input: &[u8]) -> Option<(Way, Phase)> {
+    let script = parse(input)?;
+    Some((script.policy.way, play(script)))
+}
+
+fn play(script: Script) -> Phase {
     let now = Instant::now();
     let mut owner = Owner {
         witness: Witness::new(script.policy.way),
@@ -60,6 +64,7 @@ pub fn play(script: Script) {
         }
     }
     owner.outlast();
+    owner.session.ended_in()
 }
 
 impl Owner {
@@ -67,8 +72,9 @@ impl Owner {
         let (now, before) = (self.now, self.session.phase());
         self.witness.watch(&mut self.session, given, |session| call(session, now));
         if before.is_handover(self.witness.way) && self.session.phase() == Phase::Snoop {
-            // The next dial is another connection.
+            // The next dial is another connection. A child's end is seen again by whoever reads it next.
             *self.peer(Side::Backend) = Peer::default();
+            self.peer(Side::Child).told = false;
         }
     }
 
@@ -76,11 +82,25 @@ impl Owner {
         self.call(Given::Event, call);
     }
 
+    /// Who goes on behind TLS.
+    fn behind(&self) -> Side {
+        if self.witness.way == Way::Keep { Side::Child } else { Side::Backend }
+    }
+
     fn peer(&mut self, side: Side) -> &mut Peer {
         &mut self.peers[side as usize]
     }
 
     fn perform(&mut self, deed: &Deed) {
+        match deed {
+            Deed::Of(deed) => self.perform_of_dialogue(deed),
+            Deed::Stalls(side) => self.peer(*side).stalls = true,
+            Deed::Flows => self.peers.iter_mut().for_each(|peer| peer.stalls = false),
+        }
+    }
+
+    fn perform_of_dialogue(&mut self, deed: &dialogue::Deed) {
+        use dialogue::Deed;
         match deed {
             Deed::Sends(side, octets) => {
                 self.busy = *side == Side::Client;
@@ -104,11 +124,9 @@ impl Owner {
             Deed::ClientTls if self.session.phase() == Phase::SecureClient => {
                 self.event(Session::handle_client_secured);
             }
-            Deed::ClientTls => {}
             Deed::Waits(time) => self.wait(*time),
             Deed::Terminates => self.event(Session::handle_terminate),
-            Deed::Stalls(side) => self.peer(*side).stalls = true,
-            Deed::Flows => self.peers.iter_mut().for_each(|peer| peer.stalls = false),
+            Deed::ClientTls | Deed::Gets(..) | Deed::SeesEnd(_) | Deed::SeesAbort(_) | Deed::ClientSeesAlert => {}
         }
     }
 
@@ -152,9 +170,10 @@ impl Owner {
 
     fn write(&mut self) -> bool {
         let mut wrote = false;
+        let sides = [Side::Client, Side::Child, self.behind()];
         let queues = [&mut self.session.to_client, &mut self.session.to_child, &mut self.session.to_backend];
-        for (queue, peer) in queues.into_iter().zip(&self.peers) {
-            if !queue.is_empty() && !peer.stalls {
+        for (queue, side) in queues.into_iter().zip(sides) {
+            if !queue.is_empty() && !self.peers[side as usize].stalls {
                 queue.clear();
                 wrote = true;
             }
@@ -168,7 +187,7 @@ impl Owner {
     fn take(&mut self) -> bool {
         match self.session.phase() {
             Phase::RelayPlain => self.relay(Side::Client, Side::Child) | self.relay(Side::Child, Side::Client),
-            Phase::RelayTls => self.relay(Side::Client, Side::Backend) | self.relay(Side::Backend, Side::Client),
+            Phase::RelayTls => self.relay(Side::Client, self.behind()) | self.relay(self.behind(), Side::Client),
             Phase::Close => {
                 self.peers.iter_mut().for_each(|peer| peer.waiting.clear());
                 false
@@ -199,8 +218,10 @@ impl Owner {
 
     fn take_child(&mut self) -> bool {
         let (phase, wanted) = (self.session.phase(), self.session.wants_child());
+        let is_dismissed = matches!(phase, Phase::Announce | Phase::SecureClient | Phase::Gate);
+        let is_kept = self.behind() == Side::Child;
         let peer = self.peer(Side::Child);
-        if matches!(phase, Phase::Announce | Phase::SecureClient | Phase::Gate) {
+        if is_dismissed && !is_kept {
             peer.waiting.clear();
         }
         if !wanted {
@@ -222,7 +243,7 @@ impl Owner {
     fn take_backend(&mut self) -> bool {
         let phase = self.session.phase();
         let wanted = phase == Phase::Commit || self.session.wants_backend();
-        let peer = self.peer(Side::Backend);
+        let peer = self.peer(self.behind());
         if wanted && let Some(piece) = peer.waiting.pop_front() {
             self.call(Given::Backend(&piece), |s, now| s.handle_backend(&piece, now));
             return true;
@@ -262,8 +283,8 @@ impl Owner {
                 self.event(|s, now| s.handle_handover_failed("connection refused".to_owned(), now));
             }
             (Phase::Dial, _) => self.event(Session::handle_dialled),
-            (Phase::SecureBackend, Backend::Accepts) => self.event(Session::handle_backend_secured),
-            (Phase::SecureBackend, Backend::Untrusted) => {
+            (Phase::SecureBackend, Backend::Accepts | Backend::Silent) => self.event(Session::handle_backend_secured),
+            (Phase::SecureBackend, Backend::Untrusted | Backend::Plaintext) => {
                 self.event(|s, now| s.handle_handover_failed("not to be trusted".to_owned(), now));
             }
             (Phase::Commit, _) if written && self.peer(Side::Client).waiting.is_empty() => {
