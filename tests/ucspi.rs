@@ -130,7 +130,7 @@ fn traced(at: At, environment: &[(&str, &str)]) -> Vec<String> {
 }
 
 #[test]
-fn the_child_is_started_first_and_the_client_is_read_last() {
+fn the_child_is_started_first_and_the_client_is_read_last_from_within_the_sandbox() {
     // Only root can become somebody else.
     let is_root = rustix::process::getuid().is_root();
     let ids = [("TLS_UID", "65534"), ("TLS_GID", "65534")];
@@ -145,6 +145,11 @@ fn the_child_is_started_first_and_the_client_is_read_last() {
         ("certificate", first("certificate", &opens("/cert.pem\""))),
         ("key", first("key", &|call| call.starts_with("read(") && call.contains("BEGIN PRIVATE KEY"))),
         ("hardening", first("hardening", &|call| call.starts_with("prctl(PR_SET_NO_NEW_PRIVS, 1"))),
+        ("Landlock", first("Landlock", &|call| call.starts_with("landlock_restrict_self(") && call.ends_with("= 0"))),
+        (
+            "seccomp",
+            first("seccomp", &|call| call.starts_with("seccomp(SECCOMP_SET_MODE_FILTER") && call.ends_with("= 0")),
+        ),
         ("client", first("client", &begins(&["read(0,", "readv(0,", "recvfrom(0,", "recvmsg(0,", "splice(0,"]))),
     ];
     if is_root {
