@@ -21,6 +21,7 @@ mod stage;
 mod streams;
 mod supervisors;
 mod transparency;
+mod untouched;
 mod ways;
 
 #[path = "../support/mod.rs"]

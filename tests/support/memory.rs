@@ -5,6 +5,14 @@ use std::os::unix::fs::FileExt;
 
 use rustix::process::Pid;
 
+/// What is at this address.
+pub(crate) fn at(pid: Pid, address: u64, length: usize) -> Vec<u8> {
+    let memory = File::open(format!("/proc/{}/mem", pid.as_raw_nonzero())).unwrap();
+    let mut piece = vec![0; length];
+    memory.read_exact_at(&mut piece, address).unwrap_or_else(|why| panic!("{address:#x}: {why}"));
+    piece
+}
+
 /// All that the process can read of itself, one piece for each mapping.
 pub(crate) fn of(pid: Pid) -> Vec<Vec<u8>> {
     let place = format!("/proc/{}", pid.as_raw_nonzero());
