@@ -14,6 +14,7 @@ mod injection;
 mod jail;
 mod letter;
 mod privileges;
+mod readme;
 mod relay;
 mod secrets;
 mod stage;
