@@ -77,6 +77,11 @@ pub(crate) fn swaks(stage: &Stage, at: SocketAddrV4, mode: Mode, identity: &Iden
 
 #[track_caller]
 pub(crate) fn openssl(stage: &Stage, at: SocketAddrV4, mode: Mode, identity: &Identity, letter: &[u8]) {
+    openssl_to(stage, &at.to_string(), mode, identity, letter);
+}
+
+#[track_caller]
+pub(crate) fn openssl_to(stage: &Stage, at: &str, mode: Mode, identity: &Identity, letter: &[u8]) {
     let version = if mode == Mode::Tls12 { "-tls1_2" } else { "-tls1_3" };
     let mut command = stage.command([
         "openssl",
@@ -88,11 +93,7 @@ pub(crate) fn openssl(stage: &Stage, at: SocketAddrV4, mode: Mode, identity: &Id
         "-verify_return_error",
         version,
     ]);
-    command
-        .args(["-verify_hostname", "localhost", "-connect"])
-        .arg(at.to_string())
-        .arg("-CAfile")
-        .arg(&identity.certificate);
+    command.args(["-verify_hostname", "localhost", "-connect"]).arg(at).arg("-CAfile").arg(&identity.certificate);
     let output = stage.run(&mut command, &pipelined_session(letter)).succeeded("openssl s_client");
     assert!(output.contains(&format!("Protocol version: {}", mode.version())), "{output}");
     assert!(output.contains("\n221 "), "{output}");

@@ -1,4 +1,6 @@
 //! The wrapper in its usual place: under tcpserver, in front of mailfront, with stunnel and another mailfront as its backend.
+//!
+//! scripts/s6-tcpserver runs the same tests with s6-tcpserver in tcpserver's place.
 
 use std::ffi::OsString;
 use std::net::SocketAddrV4;
@@ -74,10 +76,26 @@ pub(crate) fn sessions_ended_well(stage: &Stage) {
         left.is_empty().then_some(())
     });
     let log = stage.log("front");
-    let ends =
-        |wanted: &str| log.lines().filter(|line| line.starts_with("tcpserver: end ") && line.ends_with(wanted)).count();
+    let ends: Vec<Option<i32>> = log.lines().filter_map(exit_code).collect();
+    let ended = |code: i32| ends.iter().filter(|&&end| end == Some(code)).count();
     let broken_off = log.lines().filter(|line| line.contains("client broke off") && line.contains("mode=tls")).count();
-    assert!(ends("") > 0 && ends(" status 256") == broken_off && ends("") == ends(" status 0") + broken_off, "{log}");
+    assert!(!ends.is_empty() && ended(1) == broken_off && ends.len() == ended(0) + broken_off, "{ends:?}\n{log}");
+}
+
+/// The exit code of the session whose end this line of a server's log tells; the inner `None` is a signal.
+fn exit_code(line: &str) -> Option<Option<i32>> {
+    let words: Vec<&str> = line.split(' ').collect();
+    match words[..] {
+        ["tcpserver:", "end", _pid, "status", status] => {
+            let status: i32 = status.parse().expect(line); // as wait(2) tells it
+            Some((status & 0x7f == 0).then_some(status >> 8))
+        }
+        ["s6-tcpserverd:", "info:", "end", "pid", _pid, how, number, ..] => {
+            let number = number.parse().expect(line);
+            Some((how == "exitcode").then_some(number))
+        }
+        _ => None,
+    }
 }
 
 /// `starttls-wrapper --cert C --key K OPTIONS... HOST PORT PROG...`
@@ -100,7 +118,12 @@ pub(crate) fn wrapper_by(identity: &Identity, way: &str, server: &[String], prog
     argv
 }
 
-/// tcpserver with this command for every connection; its log, and all that its sessions write to stderr, is `NAME.log`.
+/// The folder with the programs of s6 and s6-networking, where tests are to run under these: scripts/s6-tcpserver sets the variable.
+pub(crate) fn s6() -> Option<PathBuf> {
+    std::env::var_os("S6").map(PathBuf::from)
+}
+
+/// tcpserver, or s6-tcpserver, with this command for every connection; its log, and all that its sessions write to stderr, is `NAME.log`.
 #[track_caller]
 pub(crate) fn tcpserver(stage: &Stage, name: &str, argv: &[OsString], queue: &Queue) -> SocketAddrV4 {
     tcpserver_with(stage, name, &[], argv, |command| {
@@ -108,7 +131,7 @@ pub(crate) fn tcpserver(stage: &Stage, name: &str, argv: &[OsString], queue: &Qu
     })
 }
 
-/// The same with options for tcpserver and whatever else `prepare` does to its command.
+/// The same with options (that both servers know) and whatever else `prepare` does to the command.
 #[track_caller]
 pub(crate) fn tcpserver_with(
     stage: &Stage,
@@ -118,7 +141,10 @@ pub(crate) fn tcpserver_with(
     prepare: impl FnOnce(&mut Command),
 ) -> SocketAddrV4 {
     let at = stage.unused_port();
-    let mut command = stage.command(["tcpserver", "-v", "-H", "-R", "-l", "front.example"]);
+    let mut command = match s6() {
+        Some(folder) => stage.command([folder.join("s6-tcpserver"), "-v".into()]),
+        None => stage.command(["tcpserver", "-v", "-H", "-R", "-l", "front.example"]),
+    };
     command.args(options).arg(at.ip().to_string()).arg(at.port().to_string()).args(argv);
     prepare(&mut command);
     stage.start(name, &mut command, at);

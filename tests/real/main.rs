@@ -16,6 +16,7 @@ mod letter;
 mod privileges;
 mod readme;
 mod relay;
+mod s6;
 mod secrets;
 mod stage;
 #[path = "../differential/streams.rs"]

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::backends::stunnel;
 use crate::clients::{Mode, swaks};
@@ -17,11 +17,11 @@ const QUEUE: u32 = 64021;
 const TLS: u32 = 64022;
 
 /// A qmail home whose bin/qmail-queue is setuid to [`QUEUE`] and writes where [`SMTPD`] may not.
-struct QmailHome(PathBuf);
+pub(crate) struct QmailHome(PathBuf);
 
 impl QmailHome {
     #[track_caller]
-    fn new(stage: &Stage) -> Self {
+    pub(crate) fn new(stage: &Stage) -> Self {
         needs_root();
         let home = stage.path("qmail");
         for part in ["bin", "queue"] {
@@ -39,8 +39,12 @@ impl QmailHome {
         Self(home)
     }
 
+    pub(crate) fn folder(&self) -> &Path {
+        &self.0
+    }
+
     #[track_caller]
-    fn holds(&self, letter: &[u8]) {
+    pub(crate) fn holds(&self, letter: &[u8]) {
         let envelope = wait_for("an envelope", || {
             fs::read(self.0.join("queue/envelope")).ok().filter(|text| text.ends_with(b"\0\0"))
         });

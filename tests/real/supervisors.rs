@@ -1,5 +1,5 @@
-//! The servers that start one wrapper per connection, tcpserver aside (all other tests run under it): inetd, systemd, and anything else
-//! that hands over one socket.
+//! The servers that start one wrapper per connection, tcpserver and s6-tcpserver aside (all other tests run under these): inetd, systemd,
+//! and anything else that hands over one socket.
 
 use std::fs::File;
 use std::io::{Read, Write};
