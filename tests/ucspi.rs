@@ -161,14 +161,6 @@ fn the_child_is_started_first_and_the_client_is_read_last_from_within_the_sandbo
 }
 
 #[test]
-fn a_plaintext_session_draws_no_randomness() {
-    // All that the kernel sees of cryptography: that a key is made, not that one is loaded.
-    let draws = |at| traced(at, &[]).iter().any(|call| call.starts_with("getrandom("));
-    assert!(draws(At::RelayTls), "it can't be seen");
-    assert!(!draws(At::RelayPlain));
-}
-
-#[test]
 fn a_program_that_cannot_be_started_is_a_421() {
     for program in ["/nonexistent/smtpd", "/dev/null"] {
         let mut door = Door::open(&Start { program: Some(&[program]), ..Start::default() });
