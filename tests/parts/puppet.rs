@@ -47,6 +47,8 @@ fn main() -> io::Result<()> {
     let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
+    // The report ends when nobody but the test holds the two.
+    socket.shutdown(std::net::Shutdown::Write)?;
     let mut code = [0u8];
     match socket.read(&mut code) {
         Ok(1) => process::exit(i32::from(code[0])),
@@ -65,8 +67,7 @@ fn hand_over(socket: &UnixStream, report: &[u8]) -> io::Result<()> {
     }
     let sent = rustix::net::sendmsg(socket, &[IoSlice::new(report)], &mut ancillary, SendFlags::empty())?;
     let mut socket = socket;
-    socket.write_all(&report[sent..])?;
-    socket.shutdown(std::net::Shutdown::Write)
+    socket.write_all(&report[sent..])
 }
 
 /// The numbers of the open fds, blanks between, without the one that reads the folder.
