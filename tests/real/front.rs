@@ -75,11 +75,16 @@ pub(crate) fn sessions_ended_well(stage: &Stage) {
         let left = [stage.processes_named("starttls-wrapp"), stage.processes_named("mailfront")].concat();
         left.is_empty().then_some(())
     });
-    let log = stage.log("front");
-    let ends: Vec<Option<i32>> = log.lines().filter_map(exit_code).collect();
+    // A server reaps a session before it tells its end.
+    let begins = |line: &&str| line.starts_with("tcpserver: pid ") || line.starts_with("s6-tcpserverd: info: accept ");
+    let (log, ends) = wait_for("the server to tell each session's end", || {
+        let log = stage.log("front");
+        let ends: Vec<Option<i32>> = log.lines().filter_map(exit_code).collect();
+        (!ends.is_empty() && ends.len() == log.lines().filter(begins).count()).then_some((log, ends))
+    });
     let ended = |code: i32| ends.iter().filter(|&&end| end == Some(code)).count();
     let broken_off = log.lines().filter(|line| line.contains("client broke off") && line.contains("mode=tls")).count();
-    assert!(!ends.is_empty() && ended(1) == broken_off && ends.len() == ended(0) + broken_off, "{ends:?}\n{log}");
+    assert!(ended(1) == broken_off && ends.len() == ended(0) + broken_off, "{ends:?}\n{log}");
 }
 
 /// The exit code of the session whose end this line of a server's log tells; the inner `None` is a signal.
