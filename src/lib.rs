@@ -19,7 +19,7 @@
 //! | 3 | [`engine`], [`sys`] | the loop and the only code that touches descriptors; `unsafe` in `sys/raw.rs` alone |
 //! | 2 | [`session`], [`tls`] | no descriptor, no clock, no log: octets, events and the time come in, octets and reasons go out |
 //! | 1 | [`smtp`] | pure grammar |
-//! | 0 | [`buffer`], [`client_info`], [`error`], [`logging`] | |
+//! | 0 | [`buffer`], [`client_info`], [`error`], [`logging`], [`variables`] | |
 //!
 //! The states of a session and their transitions are drawn and defined in one place, [`session::Phase`]; why a session
 //! ended, what the client hears then, and the exit code in another, [`session::EndReason`].
@@ -35,3 +35,4 @@ pub mod session;
 pub mod smtp;
 pub mod sys;
 pub mod tls;
+pub mod variables;

@@ -117,7 +117,7 @@ fn way(word: Option<&OsStr>) -> Result<Way, Fatal> {
     let Some(word) = word else { return Ok(Way::default()) };
     let named = Way::ALL.into_iter().find(|way| word == way.name());
     named.ok_or_else(|| {
-        let ways = OPTIONS[Id::Way as usize].value.unwrap_or_default();
+        let ways = Way::ALL.map(Way::name).join("|");
         Fatal::Usage(format!("--way takes {ways}, not {word:?}"))
     })
 }
@@ -332,7 +332,7 @@ mod tests {
         assert!(usage("--way keep").starts_with("PROG is missing"));
         assert!(usage("--way plain smtpd").starts_with("PORT is missing"));
         assert!(usage("--way plain unix:/run/smtp").starts_with("PROG is missing"));
-        assert_eq!(usage("--way tsl h 1 p"), "--way takes tls|plain|keep, not \"tsl\"");
+        assert_eq!(usage("--way tsl h 1 p"), "--way takes tls|plain|keep|respawn, not \"tsl\"");
     }
 
     #[test]

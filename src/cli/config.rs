@@ -140,6 +140,7 @@ fn refuse_idle(typed: &Typed) -> Result<(), Fatal> {
         Way::Tls => Vec::new(),
         Way::Plain => tls.to_vec(),
         Way::Keep => [tls, host].concat(),
+        Way::Respawn => [&tls[..], &[Id::BackendSource, Id::DialTimeout]].concat(),
     };
     match idle.iter().find(|id| typed.times(**id) > 0) {
         Some(id) => usage(format!("{} says nothing with --way {}", called(*id), typed.way)),

@@ -142,10 +142,10 @@ pub const OPTIONS: [OptionSpec; 33] = [
     valued(
         Id::Way,
         "way",
-        "tls|plain|keep",
+        "WAY",
         "tls",
         Group::Backend,
-        "what is behind TLS: HOST in TLS, HOST in the clear, PROG",
+        "what is behind TLS: HOST by tls, plain; PROG by keep, respawn",
     ),
     valued(Id::BackendCa, "backend-ca", "FILE", "", Group::Backend, "certificates that HOST's is checked against, PEM")
         .with_env("CAFILE"),
@@ -237,7 +237,7 @@ pub fn help() -> String {
     text.push_str(concat!(
         "Usage: starttls-wrapper [OPTIONS] HOST PORT PROG [ARGS...]\n",
         "       starttls-wrapper --way plain [OPTIONS] unix:PATH PROG [ARGS...]\n",
-        "       starttls-wrapper --way keep [OPTIONS] PROG [ARGS...]\n",
+        "       starttls-wrapper --way keep|respawn [OPTIONS] PROG [ARGS...]\n",
         "Runs PROG, a plaintext SMTP server, for the client on fds 0 and 1, and adds STARTTLS:\n",
         "a client that asks for it is handed over to the TLS-enabled server at HOST PORT.\n",
     ));

@@ -1,7 +1,7 @@
 //! One session on descriptors 0 and 1, as a child of tcpserver, s6-tcpserver, inetd or systemd.
 //!
-//! Start-up is part of the data path, and its order is the contract: the child first, so that its greeting never waits for
-//! us; then certificate and key; then the ids are dropped; then the sandbox; and only then is the client's first octet
+//! Start-up is part of the data path, and its order is the contract: with `--way respawn` the place of the second child, which
+//! is a copy of us; the child, so that its greeting never waits for us; then certificate and key; then the ids are dropped; then the sandbox; and only then is the client's first octet
 //! read. With `--require-tls` the certificate comes before the child: without it there is no service to start.
 
 use std::io;
@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use log::{debug, info, warn};
 use mio::Poll;
+use rustix::process::Pid;
 use zeroize::Zeroizing;
 
 use crate::cli::{Config, IdentitySource, OWN_VARIABLES, Server};
@@ -22,6 +23,7 @@ use crate::smtp::reply::Ours;
 use crate::sys::child::Child;
 use crate::sys::dial::{Place, Target};
 use crate::sys::end::End;
+use crate::sys::holder::Holder;
 use crate::sys::sandbox::{self, Confined, Needs};
 use crate::sys::{inherited, privileges, signals};
 use crate::tls::{Identity, Roots, UnixTime};
@@ -33,16 +35,21 @@ use crate::tls::{Identity, Roots, UnixTime};
 pub fn serve(config: Config) -> Result<u8, Fatal> {
     let started = Instant::now();
     inherited::clean_up().map_err(|error| turn_away("prepare the inherited descriptors", error))?;
+    let (holder, held) = match hold(&config) {
+        Ok(holder) => (holder, Ok(())),
+        Err(error) => (None, Err(not_started(&config, error))),
+    };
     let identity = if config.policy.require_tls { Some(identity(&config.identity)) } else { None };
-    let child = match identity {
+    let child = held.and_then(|()| match identity {
         Some(None) => Err(EndReason::Policy(PolicyEnd::NoCertificate)),
         None | Some(Some(_)) => start(&config),
-    };
+    });
     let identity = identity.unwrap_or_else(|| self::identity(&config.identity));
     let dropped = privileges::become_user(config.uid, config.gid).and_then(|()| privileges::harden());
-    let needs = config.sandbox.then(|| needs(&config, identity.is_some(), child.as_ref().ok()));
+    let children = child.iter().map(Child::pid).chain(holder.iter().map(Holder::pid)).collect();
+    let needs = config.sandbox.then(|| needs(&config, identity.is_some(), children));
     let mut conn =
-        Parted::new(config, identity, child, started).map_err(|error| turn_away("watch the client", error))?;
+        Parted::new(config, identity, child, holder, started).map_err(|error| turn_away("watch the client", error))?;
     if let Err(error) = dropped {
         conn.conn.end_with(EndReason::System(format!("can't drop privileges: {error}")));
     }
@@ -57,7 +64,7 @@ pub fn serve(config: Config) -> Result<u8, Fatal> {
 }
 
 /// What a session so configured will need once the client is heard.
-fn needs(config: &Config, offers_tls: bool, child: Option<&Child>) -> Needs {
+fn needs(config: &Config, offers_tls: bool, children: Vec<Pid>) -> Needs {
     let target = target(config).filter(|_| offers_tls);
     let files = match roots(config) {
         Some(_) if target.is_none() || config.backend_insecure => Vec::new(),
@@ -69,7 +76,7 @@ fn needs(config: &Config, offers_tls: bool, child: Option<&Child>) -> Needs {
         Some(Roots::System) => sandbox::system_roots(),
         Some(Roots::Pem(_) | Roots::None) | None => Vec::new(),
     };
-    Needs { child: child.map(Child::pid), target, files }
+    Needs { children, target, files }
 }
 
 /// Who may vouch for HOST, where it speaks TLS.
@@ -97,10 +104,17 @@ pub fn turn_away(deed: &'static str, error: io::Error) -> Fatal {
 }
 
 fn start(config: &Config) -> Result<Child, EndReason> {
-    Child::start(&config.program, &config.arguments, &OWN_VARIABLES).map_err(|error| {
-        let why = format!("{}: {error}", config.program.to_string_lossy());
-        EndReason::Child(ChildEnd::NotStarted(why))
-    })
+    Child::start(&config.program, &config.arguments, &OWN_VARIABLES).map_err(|error| not_started(config, error))
+}
+
+/// The place of a fresh PROG, where one may be needed.
+fn hold(config: &Config) -> io::Result<Option<Holder>> {
+    let is_needed = config.policy.way == Way::Respawn && config.identity != IdentitySource::None;
+    is_needed.then(|| Holder::start(&config.program, &config.arguments, &OWN_VARIABLES)).transpose()
+}
+
+fn not_started(config: &Config, error: io::Error) -> EndReason {
+    EndReason::Child(ChildEnd::NotStarted(format!("{}: {error}", config.program.to_string_lossy())))
 }
 
 /// A connection and its loop.
@@ -114,6 +128,7 @@ impl Parted {
         config: Config,
         identity: Option<Identity>,
         child: Result<Child, EndReason>,
+        holder: Option<Holder>,
         started: Instant,
     ) -> io::Result<Self> {
         let (target, roots) = (target(&config), roots(&config));
@@ -141,6 +156,7 @@ impl Parted {
         let parts = Parts {
             client: (End::shared(input, CLIENT_IN)?, End::shared(output, CLIENT_OUT)?),
             child,
+            holder,
             info,
             policy: Arc::new(policy),
             secrets: Secrets { identity, peer },

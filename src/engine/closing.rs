@@ -40,9 +40,10 @@ impl Conn {
         }
         let was_behind_tls = self.drop_backend();
         self.dismiss(!was_behind_tls, registry, now);
+        self.release_holder(registry, now);
         self.close_client(clean, now);
-        self.tend_dismissal(now);
-        self.dismissal.is_none() && self.client.is_none()
+        self.tend_dismissals(now);
+        self.dismissals.is_empty() && self.client.is_none()
     }
 
     /// The backend is needed no more. True: it was the child, whose pipes are back.
@@ -55,11 +56,9 @@ impl Conn {
         was_child
     }
 
-    /// Goes on with the child's farewell; it is over when the child is reaped.
-    pub(super) fn tend_dismissal(&mut self, now: Instant) {
-        if self.dismissal.as_mut().is_some_and(|dismissal| dismissal.poll(now)) {
-            self.dismissal = None;
-        }
+    /// Goes on with each farewell; it is over when the child is reaped.
+    pub(super) fn tend_dismissals(&mut self, now: Instant) {
+        self.dismissals.retain_mut(|dismissal| !dismissal.poll(now));
     }
 
     fn close_client(&mut self, clean: bool, now: Instant) {
@@ -94,7 +93,7 @@ impl Conn {
     fn ends_cleanly(&self) -> bool {
         match self.session.end() {
             Some(EndReason::Over | EndReason::Client(ClientEnd::Gone)) => true,
-            Some(reason) => reason.farewell().is_some() && self.session.ended_in() == Phase::Gate,
+            Some(reason) => reason.farewell().is_some() && self.session.ended_in().is_inside(self.policy.way),
             None => false,
         }
     }
@@ -107,6 +106,14 @@ impl Conn {
         let (stdin, stdout) = (self.child_in.take(), self.child_out.take());
         let patience = self.policy.timeouts.farewell;
         self.exit = None;
-        self.dismissal = Some(Dismissal::begin(child, stdin, stdout, between, patience, registry, now));
+        self.dismissals.push(Dismissal::begin(child, stdin, stdout, between, patience, registry, now));
+    }
+
+    /// There will be no fresh PROG: the process that waits for one ends by itself.
+    pub(super) fn release_holder(&mut self, registry: &Registry, now: Instant) {
+        if let Some(holder) = self.holder.take() {
+            let patience = self.policy.timeouts.farewell;
+            self.dismissals.push(Dismissal::begin(holder.release(), None, None, false, patience, registry, now));
+        }
     }
 }

@@ -18,6 +18,7 @@ use crate::session::{ClientEnd, EndReason, Phase, Policy, Session};
 use crate::sys::child::Child;
 use crate::sys::dial::{Resolver, Target};
 use crate::sys::end::End;
+use crate::sys::holder::Holder;
 use crate::tls::Leg;
 
 use super::backend::Backend;
@@ -45,6 +46,8 @@ pub struct Parts {
     pub client: (End, End),
     /// PROG, or why there is none: the session ends with that.
     pub child: Result<Child, EndReason>,
+    /// The place of a fresh PROG, where the way has one.
+    pub holder: Option<Holder>,
     /// Who the client is, for the log.
     pub info: ClientInfo,
     /// What the session decides by.
@@ -97,6 +100,7 @@ pub struct Conn {
     pub(super) child: Option<Child>,
     pub(super) child_in: Option<End>,
     pub(super) child_out: Option<End>,
+    pub(super) holder: Option<Holder>,
     pub(super) exit: Option<End>,
     pub(super) dial: Option<Dial>,
     pub(super) resolver: Resolver,
@@ -104,7 +108,8 @@ pub struct Conn {
     pub(super) backend: Option<Backend>,
     pub(super) relay: Option<Relay>,
     pub(super) batch: Batch,
-    pub(super) dismissal: Option<Dismissal>,
+    /// One of each process that was started: PROG and, in the way `respawn`, its successor.
+    pub(super) dismissals: Vec<Dismissal>,
     pub(super) linger: Option<Linger>,
     pub(super) terminations: Option<End>,
     pub(super) info: ClientInfo,
@@ -160,6 +165,7 @@ impl Conn {
             child,
             child_in,
             child_out,
+            holder: parts.holder,
             exit: None,
             dial: None,
             resolver: Resolver::default(),
@@ -167,7 +173,7 @@ impl Conn {
             backend: None,
             relay: None,
             batch: Batch::default(),
-            dismissal: None,
+            dismissals: Vec::new(),
             linger: None,
             terminations,
             info: parts.info,
@@ -205,11 +211,11 @@ impl Conn {
             CHILD_OUT => self.child_out.as_mut(),
             CHILD_IN => self.child_in.as_mut(),
             BACKEND => self.dial.as_mut().and_then(Dial::end),
-            CHILD_EXIT => match (&mut self.exit, &mut self.dismissal) {
-                (Some(exit), _) => Some(exit),
-                (None, Some(dismissal)) => dismissal.exit_end(),
-                (None, None) => None,
-            },
+            CHILD_EXIT => {
+                // Which of them, they find out.
+                self.dismissals.iter_mut().filter_map(Dismissal::exit_end).for_each(|exit| exit.note(event));
+                self.exit.as_mut()
+            }
             SIGNALS => self.terminations.as_mut(),
             // RESOLVED only wakes.
             _ => None,
@@ -229,7 +235,7 @@ impl Conn {
         let session = self.session.deadline();
         let dial = self.dial.as_ref().and_then(Dial::deadline);
         let linger = self.client.as_ref().and(self.linger.as_ref()).map(Linger::deadline);
-        let dismissal = self.dismissal.as_ref().and_then(Dismissal::deadline);
+        let dismissal = self.dismissals.iter().filter_map(Dismissal::deadline).min();
         [session, dial, linger, dismissal, self.batch.deadline(), self.trim].into_iter().flatten().min()
     }
 
@@ -242,11 +248,9 @@ impl Conn {
             let _ = end.read(&mut [0; 256]);
             end.readable = false;
             self.session.handle_terminate(now);
-            if let Some(dismissal) = &mut self.dismissal {
-                dismissal.hurry(now);
-            }
+            self.dismissals.iter_mut().for_each(|dismissal| dismissal.hurry(now));
         }
-        self.tend_dismissal(now);
+        self.tend_dismissals(now);
         self.trim(now);
         let mut rounds = 0;
         loop {
@@ -261,6 +265,7 @@ impl Conn {
                 Phase::Commit => self.commit(now),
                 Phase::Announce => self.announce(registry, now),
                 Phase::SecureClient => self.secure_client(now),
+                Phase::Start => self.start_fresh(registry, now),
                 Phase::Gate => self.read_backend(now) | self.read_client_tls(now),
                 Phase::RelayPlain => self.relay_plain(registry, now),
                 Phase::RelayTls => self.relay_tls(registry, now),
@@ -304,8 +309,10 @@ impl Conn {
         let is_unread = match self.session.phase() {
             Phase::RelayPlain => self.child_in.is_none(),
             Phase::Snoop | Phase::Gate => self.session.client_room() == 0 || !self.session.may_take(),
+            _ if self.session.is_inside() => self.session.client_room() == 0,
             Phase::Dial
             | Phase::SecureBackend
+            | Phase::Start
             | Phase::Greeting
             | Phase::Replay
             | Phase::Commit
@@ -351,6 +358,6 @@ impl Conn {
 }
 
 /// Our end of a pipe to the child; `outcome` takes down why there is none.
-fn end_of_pipe(fd: Option<OwnedFd>, token: Token, outcome: &mut io::Result<()>) -> Option<End> {
+pub(super) fn end_of_pipe(fd: Option<OwnedFd>, token: Token, outcome: &mut io::Result<()>) -> Option<End> {
     End::pipe(fd?, token).map_err(|error| *outcome = Err(error)).ok()
 }

@@ -36,8 +36,11 @@ impl Conn {
         moved
     }
 
-    /// Reads the client's plaintext as far as the session wants it.
+    /// Reads the client as far as the session wants it.
     pub(super) fn read_client(&mut self, now: Instant) -> bool {
+        if self.session.is_inside() {
+            return self.read_client_tls(now);
+        }
         let mut moved = false;
         // Not until nothing is left: timers and signals have their turn under a flood too.
         for _ in 0..READS {

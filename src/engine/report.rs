@@ -26,7 +26,7 @@ pub(super) fn note(client: &ClientInfo, note: &Note) {
             warn!("client={client}: the child offers STARTTLS itself; that offer is not shown");
         }
         Note::ChildNotSmtp => warn!("client={client}: the child speaks no SMTP that we know; snooping stopped"),
-        Note::HandoverFailed(failure) => warn!("client={client}: {failure}"),
+        Note::HandoverFailed(failure) => warn!("client={client}: STARTTLS answered 454: {failure}"),
         Note::TooManyHandovers => {
             warn!("client={client}: STARTTLS has failed too often in this session; the backend is not dialled again");
         }

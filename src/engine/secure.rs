@@ -5,17 +5,20 @@
 
 use std::time::Instant;
 
-use mio::Registry;
+use mio::{Interest, Registry};
 
 use crate::logging::escape;
 use crate::session::{BackendEnd, ClientEnd, EndReason, Phase, Session, Way};
+use crate::sys::holder::Holder;
 use crate::tls::{Leg, TlsError};
+use crate::variables;
 
 use super::backend::Backend;
 use super::bridge::{self, Received, Trouble};
-use super::conn::Conn;
+use super::conn::{Conn, end_of_pipe};
 use super::handover::{Dial, Dialled};
 use super::relay::READS;
+use super::tokens::{CHILD_IN, CHILD_OUT};
 
 /// The longest error text that is logged.
 const ERROR_TEXT: usize = 300;
@@ -26,20 +29,27 @@ impl Conn {
             self.dial = None;
             return true;
         }
-        let reached = self.set_up().and_then(|()| match self.policy.way {
-            Way::Tls | Way::Plain => self.connect(registry, now),
-            Way::Keep => self.take_child_over().map(Some),
-        });
-        match reached {
-            Ok(None) => return false,
-            Ok(Some(backend)) => {
-                self.backend = Some(backend);
-                self.session.handle_dialled(now);
-            }
+        match self.set_up().and_then(|()| self.reach(registry, now)) {
+            Ok(false) => return false,
+            Ok(true) => self.session.handle_dialled(now),
             Err(why) => self.session.handle_handover_failed(why, now),
         }
         self.dial = None;
         true
+    }
+
+    /// True: the server is reached, as far as it is before the 220.
+    fn reach(&mut self, registry: &Registry, now: Instant) -> Result<bool, String> {
+        let backend = match self.policy.way {
+            Way::Tls | Way::Plain => self.connect(registry, now)?,
+            Way::Keep => Some(self.take_child_over()?),
+            Way::Respawn => {
+                let waits = self.holder.as_mut().is_some_and(Holder::waits);
+                return if waits { Ok(true) } else { Err("the process that was to become PROG is gone".to_owned()) };
+            }
+        };
+        self.backend = backend;
+        Ok(self.backend.is_some())
     }
 
     /// Makes what TLS needs, once, and before the 220.
@@ -68,7 +78,7 @@ impl Conn {
         // By the way alone, so that nothing forgotten elsewhere makes a connection a clear one.
         match self.policy.way {
             Way::Plain => Ok(Some(Backend::socket(end))),
-            Way::Tls | Way::Keep => {
+            Way::Tls | Way::Keep | Way::Respawn => {
                 let setups = self.setups.as_ref().ok_or("TLS is not set up")?;
                 Backend::tls(end, setups).map(Some).map_err(|error| error.to_string())
             }
@@ -82,6 +92,31 @@ impl Conn {
         }
         let from = self.child_out.take().ok_or("the child is gone")?;
         Ok(Backend::child(from, self.child_in.take()))
+    }
+
+    /// The client's TLS stands: a fresh child is started, and told of it.
+    pub(super) fn start_fresh(&mut self, registry: &Registry, now: Instant) -> bool {
+        let facts = self.client.as_ref().and_then(|client| client.leg.as_ref()).map(Leg::facts);
+        let (Some(holder), Some(facts)) = (self.holder.take(), facts) else {
+            self.session.handle_end(EndReason::Bug("nothing to start a child from".to_owned()), now);
+            return true;
+        };
+        let known = [Some(facts.version), Some(&facts.suite), facts.sni.as_deref()];
+        let known = variables::NAMES.into_iter().zip(known).filter_map(|(name, value)| Some((name, value?.as_bytes())));
+        let (mut child, told) = holder.tell(&variables::encode(known));
+        let mut outcome = told;
+        let to = end_of_pipe(child.stdin.take(), CHILD_IN, &mut outcome);
+        let from = end_of_pipe(child.stdout.take(), CHILD_OUT, &mut outcome);
+        self.child = Some(child);
+        if let (Some(mut from), Ok(())) = (from, &outcome) {
+            outcome = from.watch(registry, Interest::READABLE);
+            self.backend = Some(Backend::child(from, to));
+        }
+        match outcome {
+            Ok(()) => self.session.handle_started(now),
+            Err(error) => self.session.handle_handover_failed(error.to_string(), now),
+        }
+        true
     }
 
     /// Everything that the backend's TLS needs and brings, up to the gate.
@@ -109,7 +144,7 @@ impl Conn {
                     let why = describe(&trouble);
                     // The alert says why to the backend.
                     backend.transmit();
-                    if self.session.is_handover() {
+                    if self.session.is_handover() || phase.is_reaching() {
                         self.session.handle_handover_failed(why, now);
                         moved = true;
                         continue;
@@ -206,18 +241,18 @@ impl Conn {
             // What it has said until now nobody asked for; later it would pass for a reply.
             self.read_backend(now);
             self.hand_plaintext(&early, now);
-            if closed && self.session.phase() == Phase::Gate {
+            if closed && self.session.is_inside() {
                 self.session.handle_client_eof(now);
             }
         }
         true
     }
 
-    /// The client's TLS at the gate.
+    /// The client's TLS, up to the open gate.
     pub(super) fn read_client_tls(&mut self, now: Instant) -> bool {
         let mut moved = false;
         for _ in 0..READS {
-            if self.session.phase() != Phase::Gate || self.session.client_room() == 0 {
+            if !self.session.is_inside() || self.session.client_room() == 0 {
                 break;
             }
             let Some(client) = self.client.as_mut().filter(|c| c.input.readable && !c.is_over) else { break };
@@ -229,7 +264,7 @@ impl Conn {
                     self.tally.received += count as u64;
                     let closed = leg.peer_closed();
                     self.hand_plaintext(&plaintext, now);
-                    if closed && self.session.phase() == Phase::Gate {
+                    if closed && self.session.is_inside() {
                         self.session.handle_client_eof(now);
                     }
                 }

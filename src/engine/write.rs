@@ -107,7 +107,7 @@ impl Conn {
             self.session.to_backend.clear();
             written += backend.transmit();
         }
-        if backend.is_deaf && self.session.is_handover() {
+        if backend.is_deaf && (self.session.is_handover() || self.session.phase().is_reaching()) {
             self.session.handle_handover_failed("it takes nothing more".to_owned(), now);
             return true;
         }

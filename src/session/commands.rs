@@ -33,6 +33,7 @@ impl Session {
                 Phase::Gate => self.snooper.judge_at_gate(lines),
                 Phase::Dial
                 | Phase::SecureBackend
+                | Phase::Start
                 | Phase::Greeting
                 | Phase::Replay
                 | Phase::Commit
@@ -139,7 +140,8 @@ impl Session {
             match self.phase {
                 Phase::Snoop | Phase::Gate => {}
                 // In one read with the reply that let STARTTLS have its turn: unasked, and passed on.
-                Phase::Dial | Phase::SecureBackend | Phase::Greeting | Phase::Replay | Phase::Commit => {}
+                Phase::Dial | Phase::SecureBackend | Phase::Start | Phase::Greeting | Phase::Replay | Phase::Commit => {
+                }
                 // In one read with what ended the snooping.
                 Phase::RelayPlain | Phase::RelayTls => return self.to_client.push(rest),
                 Phase::Announce | Phase::SecureClient | Phase::Close => return,

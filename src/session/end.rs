@@ -21,6 +21,8 @@ pub enum EndReason {
     Child(ChildEnd),
     /// The backend's doing, after the 220.
     Backend(BackendEnd),
+    /// A step towards the server behind TLS failed, after the 220.
+    Handover(HandoverFailure),
     /// The administrator's rules.
     Policy(PolicyEnd),
     /// A wait was too long: what was being done.
@@ -102,7 +104,9 @@ impl EndReason {
             Self::Client(ClientEnd::NotSmtp) => Some(Ours::NOT_SMTP),
             Self::Child(ChildEnd::NotStarted(_) | ChildEnd::Gone | ChildEnd::NotSmtp | ChildEnd::LostStep)
             | Self::System(_) => Some(Ours::NOT_AVAILABLE),
-            Self::Backend(BackendEnd::Gone | BackendEnd::Unasked | BackendEnd::Tls(_)) => Some(Ours::NOT_AVAILABLE),
+            Self::Backend(BackendEnd::Gone | BackendEnd::Unasked | BackendEnd::Tls(_)) | Self::Handover(_) => {
+                Some(Ours::NOT_AVAILABLE)
+            }
             Self::Policy(PolicyEnd::TlsRequired) => Some(Ours::TLS_REQUIRED),
             Self::Policy(PolicyEnd::NoCertificate) => Some(Ours::NOT_AVAILABLE),
             Self::Timeout(_) => Some(Ours::TIMEOUT),
@@ -128,7 +132,7 @@ impl EndReason {
             Self::Handshake(_) => exit::HANDSHAKE,
             Self::Timeout(_) => exit::TIMEOUT,
             Self::Bug(_) => exit::BUG,
-            Self::Child(_) | Self::Backend(_) | Self::System(_) => exit::SYSTEM,
+            Self::Child(_) | Self::Backend(_) | Self::Handover(_) | Self::System(_) => exit::SYSTEM,
         }
     }
 
@@ -139,6 +143,7 @@ impl EndReason {
             Self::Client(ClientEnd::BytesAfterStarttls)
             | Self::Child(_)
             | Self::Backend(_)
+            | Self::Handover(_)
             | Self::Policy(PolicyEnd::NoCertificate)
             | Self::Engine(_)
             | Self::System(_)
@@ -174,6 +179,7 @@ impl fmt::Display for EndReason {
             Self::Backend(BackendEnd::Gone) => f.write_str("backend closed"),
             Self::Backend(BackendEnd::Unasked) => f.write_str("backend spoke unasked"),
             Self::Backend(BackendEnd::Tls(why)) => write!(f, "TLS with the backend failed: {why}"),
+            Self::Handover(failure) => failure.fmt(f),
             Self::Policy(PolicyEnd::TlsRequired) => f.write_str("TLS required"),
             Self::Policy(PolicyEnd::NoCertificate) => f.write_str("TLS required, no usable certificate"),
             Self::Timeout(phase) => write!(f, "time-out ({})", phase.name()),
@@ -186,7 +192,7 @@ impl fmt::Display for EndReason {
     }
 }
 
-/// Which step of a hand-over failed, so that the client got a 454.
+/// Which step of a hand-over failed, so that the client got a 454, or behind the 220 a 421.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HandoverFailure {
     /// The way.
@@ -199,6 +205,6 @@ pub struct HandoverFailure {
 
 impl fmt::Display for HandoverFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "STARTTLS answered 454: way {}, {} failed: {}", self.way, self.step.name(), self.why)
+        write!(f, "way {}, {} failed: {}", self.way, self.step.name(), self.why)
     }
 }

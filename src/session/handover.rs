@@ -36,6 +36,7 @@ impl Session {
             Phase::Gate => self.hear(octets, None, now),
             Phase::Snoop
             | Phase::Dial
+            | Phase::Start
             | Phase::Announce
             | Phase::SecureClient
             | Phase::RelayPlain
@@ -46,7 +47,7 @@ impl Session {
 
     /// The backend closed. `clean`: as its connection knows a clean end, in TLS with close_notify.
     pub fn handle_backend_eof(&mut self, clean: bool, now: Instant) {
-        if self.is_handover() {
+        if self.is_handover() || self.phase.is_reaching() {
             self.handle_handover_failed("the backend closed".to_owned(), now);
         } else if self.phase == Phase::Gate {
             let said_bye = self.dialogue.last_code().is_some_and(|c| c.is(b"221") || c.is(b"421"));
@@ -71,10 +72,18 @@ impl Session {
         self.step(Cause::BackendSecured, now);
     }
 
+    /// The fresh child runs.
+    pub fn handle_started(&mut self, now: Instant) {
+        self.step(Cause::Started, now);
+    }
+
     /// A step of the hand-over failed: `why` in words, remote octets escaped. The client gets a 454 and goes on with the
-    /// child.
+    /// child; behind the 220 there is no way back, and it gets a 421.
     pub fn handle_handover_failed(&mut self, why: String, now: Instant) {
         let failure = HandoverFailure { way: self.policy.way, step: self.phase, why };
+        if self.is_inside() && self.phase.is_reaching() {
+            return self.finish(EndReason::Handover(failure), now);
+        }
         self.step(Cause::HandoverFailed, now);
         if self.phase == Phase::Snoop {
             self.timers.touch(now);
@@ -113,7 +122,6 @@ impl Session {
 
     /// The client's TLS stands.
     pub fn handle_client_secured(&mut self, now: Instant) {
-        self.timers.restart(now);
         self.step(Cause::ClientSecured, now);
     }
 
@@ -121,6 +129,12 @@ impl Session {
     #[must_use]
     pub fn is_handover(&self) -> bool {
         self.phase.is_handover(self.policy.way)
+    }
+
+    /// Whether the client's TLS stands, and no relay has begun.
+    #[must_use]
+    pub fn is_inside(&self) -> bool {
+        self.phase.is_inside(self.policy.way)
     }
 
     /// What the present phase begins with.
@@ -137,14 +151,19 @@ impl Session {
                 Some(why) => self.handle_handover_failed(why.to_owned(), now),
                 None => self.replay = Some(Run::reset(&mut self.to_backend)),
             },
+            // What the client did not wait to say has its turn.
+            Phase::Gate => {
+                self.timers.restart(now);
+                self.take_commands(now);
+            }
             Phase::Dial
             | Phase::SecureBackend
+            | Phase::Start
             | Phase::Replay
             | Phase::Snoop
             | Phase::Commit
             | Phase::Announce
             | Phase::SecureClient
-            | Phase::Gate
             | Phase::RelayPlain
             | Phase::RelayTls
             | Phase::Close => {}

@@ -8,6 +8,7 @@
 //! | `Snoop` | reads client and child while `*_room` says so; closes the child's stdin when [`Session::wants_child_eof`] |
 //! | `Dial` | reaches the backend: `handle_dialled` or `handle_handover_failed`; still reads the client, never the child |
 //! | `SecureBackend` | TLS with the backend: `handle_backend_secured` or `handle_handover_failed` |
+//! | `Start` | starts a fresh child: `handle_started` or `handle_handover_failed` |
 //! | `Greeting`, `Replay` | `handle_backend` with what the backend says |
 //! | `Commit` | when nothing is unsent: reads the client once more; nothing there: `handle_quiet` |
 //! | `Announce` | writes; when all is out: `handle_announced`; reads no one |
@@ -155,8 +156,19 @@ impl Session {
             Phase::Gate if self.to_backend.len() > limits::TO_SERVER || self.to_client.len() > limits::TO_CLIENT => 0,
             Phase::Snoop | Phase::Gate => self.dialogue.lines.room(),
             // One octet is one too many here, and all that is wanted.
-            Phase::Dial | Phase::SecureBackend | Phase::Greeting | Phase::Replay | Phase::Commit => 1,
-            Phase::Announce | Phase::SecureClient | Phase::RelayPlain | Phase::RelayTls | Phase::Close => 0,
+            _ if self.is_handover() => 1,
+            _ if self.is_inside() => self.dialogue.lines.room(),
+            Phase::Dial
+            | Phase::SecureBackend
+            | Phase::Start
+            | Phase::Greeting
+            | Phase::Replay
+            | Phase::Commit
+            | Phase::Announce
+            | Phase::SecureClient
+            | Phase::RelayPlain
+            | Phase::RelayTls
+            | Phase::Close => 0,
         }
     }
 
@@ -181,6 +193,7 @@ impl Session {
             Phase::Snoop
             | Phase::Dial
             | Phase::SecureBackend
+            | Phase::Start
             | Phase::Commit
             | Phase::Announce
             | Phase::SecureClient
@@ -197,17 +210,26 @@ impl Session {
         self.phase == Phase::Snoop && self.client_eof && self.dialogue.is_taken()
     }
 
-    /// The client sent `octets`, at most [`Session::client_room`].
+    /// The client sent `octets`, at most [`Session::client_room`]; inside TLS a record may be more.
     pub fn handle_client(&mut self, octets: &[u8], now: Instant) {
         match self.phase {
             Phase::Snoop | Phase::Gate => {
                 self.dialogue.lines.push(octets);
                 self.take_commands(now);
             }
-            Phase::Dial | Phase::SecureBackend | Phase::Greeting | Phase::Replay | Phase::Commit => {
-                self.finish(EndReason::Client(ClientEnd::BytesAfterStarttls), now);
-            }
-            Phase::Announce | Phase::SecureClient | Phase::RelayPlain | Phase::RelayTls => {
+            _ if self.is_handover() => self.finish(EndReason::Client(ClientEnd::BytesAfterStarttls), now),
+            // It need not wait for the server.
+            _ if self.is_inside() => self.dialogue.lines.push(octets),
+            Phase::Dial
+            | Phase::SecureBackend
+            | Phase::Start
+            | Phase::Greeting
+            | Phase::Replay
+            | Phase::Commit
+            | Phase::Announce
+            | Phase::SecureClient
+            | Phase::RelayPlain
+            | Phase::RelayTls => {
                 self.finish(EndReason::Bug(format!("client octets handed over in {:?}", self.phase)), now);
             }
             Phase::Close => {}
@@ -219,8 +241,11 @@ impl Session {
         self.client_eof = true;
         match self.phase {
             Phase::Snoop | Phase::Gate => self.take_commands(now),
+            // What it has said is answered first.
+            _ if self.is_inside() => {}
             Phase::Dial
             | Phase::SecureBackend
+            | Phase::Start
             | Phase::Greeting
             | Phase::Replay
             | Phase::Commit
@@ -318,6 +343,7 @@ impl Session {
             Phase::Snoop
             | Phase::Dial
             | Phase::SecureBackend
+            | Phase::Start
             | Phase::Greeting
             | Phase::Replay
             | Phase::Commit

@@ -13,9 +13,9 @@
 //! ```
 //!
 //! Drawn is the way `tls`. Every other takes some of these steps, in the order of its list ([`Phase::steps`]): a way is that
-//! list and nothing else here. What stands in it before `Announce` is the hand-over, in which a failure is a 454; a step
-//! whose facts come later would stand behind `SecureClient`. What a step is done with (a socket, the child's pipes) is the
-//! engine's.
+//! list and nothing else here. What stands in it before `Announce` is the hand-over, in which a failure is a 454; what stands
+//! behind `SecureClient` is done inside the client's TLS, where a failure is a 421 (or nothing, if the client has heard more) and
+//! the end. What a step is done with (a socket, the child's pipes) is the engine's.
 //! Rejected: questions about the way in each phase. Each would be a place where two ways can be confused.
 //!
 //! A phase says what is being done; what it is done with lives beside it in the session. `after` takes the old phase by
@@ -32,6 +32,8 @@ pub enum Phase {
     Dial,
     /// The TLS handshake with the backend.
     SecureBackend,
+    /// A fresh child is being started, now that the client's TLS is known.
+    Start,
     /// The backend's greeting is awaited.
     Greeting,
     /// The backend is told what was recorded.
@@ -63,6 +65,8 @@ pub enum Cause {
     Dialled,
     /// The backend's TLS stands and its certificate is trusted.
     BackendSecured,
+    /// The fresh child runs.
+    Started,
     /// The backend's greeting was 220, and there is something to replay.
     Greeted,
     /// Everything that was to be replayed is answered as expected.
@@ -83,10 +87,11 @@ pub enum Cause {
 
 impl Phase {
     /// All phases, in the order of a session that uses TLS.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Snoop,
         Self::Dial,
         Self::SecureBackend,
+        Self::Start,
         Self::Greeting,
         Self::Replay,
         Self::Commit,
@@ -101,11 +106,12 @@ impl Phase {
     /// The phases from STARTTLS to the gate, in order.
     #[must_use]
     pub fn steps(way: Way) -> &'static [Self] {
-        use Phase::{Announce, Commit, Dial, Gate, Greeting, Replay, SecureBackend, SecureClient};
+        use Phase::{Announce, Commit, Dial, Gate, Greeting, Replay, SecureBackend, SecureClient, Start};
         match way {
             Way::Tls => &[Dial, SecureBackend, Greeting, Replay, Commit, Announce, SecureClient, Gate],
             Way::Plain => &[Dial, Greeting, Replay, Commit, Announce, SecureClient, Gate],
             Way::Keep => &[Dial, Replay, Commit, Announce, SecureClient, Gate],
+            Way::Respawn => &[Dial, Commit, Announce, SecureClient, Start, Greeting, Replay, Gate],
         }
     }
 
@@ -125,6 +131,7 @@ impl Phase {
             Cause::Starttls => None,
             Cause::Dialled => done(Self::Dial),
             Cause::BackendSecured => done(Self::SecureBackend),
+            Cause::Started => done(Self::Start),
             Cause::Greeted => done(Self::Greeting),
             // A greeting with nothing to replay behind it.
             Cause::Replayed if self == Self::Greeting => self.next(way).and_then(|replay| replay.next(way)),
@@ -143,6 +150,18 @@ impl Phase {
         Self::steps(way).iter().take_while(|step| **step != Self::Announce).any(|step| *step == self)
     }
 
+    /// The server behind TLS is on its way: what fails is a step of it, before the 220 or behind.
+    #[must_use]
+    pub fn is_reaching(self) -> bool {
+        matches!(self, Self::Dial | Self::SecureBackend | Self::Start | Self::Greeting | Self::Replay)
+    }
+
+    /// The client's TLS stands, and no relay has begun: what the client says is kept for the gate, and what we say is for it.
+    #[must_use]
+    pub fn is_inside(self, way: Way) -> bool {
+        Self::steps(way).iter().skip_while(|step| **step != Self::SecureClient).skip(1).any(|step| *step == self)
+    }
+
     /// The name in the log.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -150,6 +169,7 @@ impl Phase {
             Self::Snoop => "snoop",
             Self::Dial => "dial",
             Self::SecureBackend => "backend handshake",
+            Self::Start => "start",
             Self::Greeting => "backend greeting",
             Self::Replay => "replay",
             Self::Commit => "commit",
@@ -166,11 +186,12 @@ impl Phase {
 mod tests {
     use super::*;
 
-    const CAUSES: [Cause; 12] = [
+    const CAUSES: [Cause; 13] = [
         Cause::Cutoff,
         Cause::Starttls,
         Cause::Dialled,
         Cause::BackendSecured,
+        Cause::Started,
         Cause::Greeted,
         Cause::Replayed,
         Cause::HandoverFailed,
@@ -216,7 +237,7 @@ mod tests {
     type Arrow = (Phase, Cause, Option<Phase>);
 
     /// Those of the diagram's arrows that a way has otherwise; it has no others.
-    const OTHERWISE: [(Way, &[Arrow]); 2] = [
+    const OTHERWISE: [(Way, &[Arrow]); 3] = [
         (
             Way::Plain,
             &[
@@ -234,6 +255,20 @@ mod tests {
                 (Phase::Greeting, Cause::Greeted, None),
                 (Phase::Greeting, Cause::Replayed, None),
                 (Phase::Greeting, Cause::HandoverFailed, None),
+            ],
+        ),
+        (
+            Way::Respawn,
+            &[
+                (Phase::Dial, Cause::Dialled, Some(Phase::Commit)),
+                (Phase::SecureBackend, Cause::BackendSecured, None),
+                (Phase::SecureBackend, Cause::HandoverFailed, None),
+                (Phase::SecureClient, Cause::ClientSecured, Some(Phase::Start)),
+                (Phase::Start, Cause::Started, Some(Phase::Greeting)),
+                (Phase::Greeting, Cause::Replayed, Some(Phase::Gate)),
+                (Phase::Greeting, Cause::HandoverFailed, None),
+                (Phase::Replay, Cause::Replayed, Some(Phase::Gate)),
+                (Phase::Replay, Cause::HandoverFailed, None),
             ],
         ),
     ];

@@ -37,9 +37,7 @@ impl Session {
             }
         }
         match self.phase {
-            phase if self.is_handover() && phase != Phase::Commit => {
-                self.handle_handover_failed("time-out".to_owned(), now);
-            }
+            phase if phase.is_reaching() => self.handle_handover_failed("time-out".to_owned(), now),
             phase @ (Phase::RelayPlain | Phase::RelayTls) => {
                 let reason = match self.timers.relay_end() {
                     RelayEnd::Open => EndReason::Timeout(phase),

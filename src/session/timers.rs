@@ -88,7 +88,7 @@ impl Timers {
                 let cutoff = cutoff.map(|after| self.started + after);
                 [unknown, cutoff].into_iter().flatten().fold(dialogue, Instant::min)
             }
-            Phase::Dial => self.entered + timeouts.dial,
+            Phase::Dial | Phase::Start => self.entered + timeouts.dial,
             Phase::SecureBackend => self.entered + timeouts.backend_handshake,
             Phase::Greeting => self.entered + timeouts.greeting,
             Phase::Replay => self.entered + timeouts.replay,

@@ -12,11 +12,13 @@ pub enum Way {
     Plain,
     /// The child itself: told RSET, it goes on.
     Keep,
+    /// A fresh child, which is told of the client's TLS.
+    Respawn,
 }
 
 impl Way {
     /// All of them, as the manual lists them.
-    pub const ALL: [Self; 3] = [Self::Tls, Self::Plain, Self::Keep];
+    pub const ALL: [Self; 4] = [Self::Tls, Self::Plain, Self::Keep, Self::Respawn];
 
     /// Its word on the command line and in the log.
     #[must_use]
@@ -25,6 +27,7 @@ impl Way {
             Self::Tls => "tls",
             Self::Plain => "plain",
             Self::Keep => "keep",
+            Self::Respawn => "respawn",
         }
     }
 
@@ -33,7 +36,7 @@ impl Way {
     pub fn dials(self) -> bool {
         match self {
             Self::Tls | Self::Plain => true,
-            Self::Keep => false,
+            Self::Keep | Self::Respawn => false,
         }
     }
 }

@@ -4,10 +4,10 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child as Process, Command, ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
 
 /// A started child, to be reaped by [`Child::try_reap`]. One that is dropped before, when a session ends in disorder, is killed
 /// and reaped.
@@ -17,7 +17,8 @@ pub struct Child {
     pub stdin: Option<OwnedFd>,
     /// Our end of its stdout.
     pub stdout: Option<OwnedFd>,
-    process: Process,
+    pid: Pid,
+    ended: Option<ExitStatus>,
 }
 
 impl Child {
@@ -37,7 +38,12 @@ impl Child {
         let mut process = command.spawn()?;
         let stdin = process.stdin.take().map(OwnedFd::from);
         let stdout = process.stdout.take().map(OwnedFd::from);
-        Ok(Self { stdin, stdout, process })
+        Ok(Self { stdin, stdout, pid: Pid::from_child(&process), ended: None })
+    }
+
+    /// A process that was forked, with our ends of its pipes.
+    pub(super) fn forked(pid: Pid, stdin: OwnedFd, stdout: OwnedFd) -> Self {
+        Self { stdin: Some(stdin), stdout: Some(stdout), pid, ended: None }
     }
 
     /// Reaps the child if it has ended.
@@ -45,7 +51,11 @@ impl Child {
     /// # Errors
     /// The system call's: there is no such child of ours.
     pub fn try_reap(&mut self) -> io::Result<Option<ExitStatus>> {
-        self.process.try_wait()
+        if self.ended.is_none() {
+            let ended = waitpid(Some(self.pid), WaitOptions::NOHANG)?;
+            self.ended = ended.map(|(_, status)| ExitStatus::from_raw(status.as_raw()));
+        }
+        Ok(self.ended)
     }
 
     /// A descriptor that becomes readable when the child ends.
@@ -67,7 +77,7 @@ impl Child {
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> Pid {
-        Pid::from_child(&self.process)
+        self.pid
     }
 }
 

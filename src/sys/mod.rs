@@ -4,6 +4,7 @@ pub mod child;
 pub mod dial;
 pub mod end;
 mod filter;
+pub mod holder;
 pub mod inherited;
 pub mod privileges;
 mod raw;

@@ -3,10 +3,11 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use nix::libc;
 use nix::sys::signal::{SigHandler, Signal};
+use rustix::process::Pid;
 
 /// Descriptors 0 and 1 as values that close them. To be called once, at the start.
 pub(super) fn take_stdin_and_stdout() -> (OwnedFd, OwnedFd) {
@@ -33,6 +34,35 @@ pub(super) fn close_on_exec_above_stderr() -> io::Result<()> {
         unsafe { libc::fcntl(descriptor, libc::F_SETFD, libc::FD_CLOEXEC) };
     }
     Ok(())
+}
+
+/// Forks. `None`: this is the new process.
+pub(super) fn fork() -> io::Result<Option<Pid>> {
+    // SAFETY: only another thread could hold a lock that the new process waits for in vain, and there is none: the one caller runs
+    // before the resolver could be asked.
+    match unsafe { libc::fork() } {
+        0 => Ok(None),
+        pid => Pid::from_raw(pid).filter(|_| pid > 0).map(Some).ok_or_else(io::Error::last_os_error),
+    }
+}
+
+/// Closes all descriptors above 2 but this one, which gets another number. For a new process that owns nothing else.
+pub(super) fn keep_only(descriptor: OwnedFd) -> io::Result<OwnedFd> {
+    const KEPT: i32 = 3;
+    let number = descriptor.into_raw_fd();
+    // SAFETY: whoever else owned one of these numbers does so in the process that this one was forked from.
+    unsafe {
+        if number != KEPT && libc::dup3(number, KEPT, libc::O_CLOEXEC) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if libc::syscall(libc::SYS_close_range, KEPT.cast_unsigned() + 1, u32::MAX, 0_u32) != 0 {
+            // Before Linux 5.9, or where a filter forbids it: one by one.
+            for other in KEPT + 1..ONE_BY_ONE {
+                libc::close(other);
+            }
+        }
+        Ok(OwnedFd::from_raw_fd(KEPT))
+    }
 }
 
 /// Descriptors that are looked at where close_range(2) is not to be had: the usual limit of a process.

@@ -6,8 +6,8 @@
 //! | for | what |
 //! |---|---|
 //! | the session | reading, writing, splicing, polling and closing what is open; memory that is never executable; time and random octets |
-//! | the child | signals to it, its end, its reaping |
-//! | HOST PORT | TCP to that port and to no other; with `unix:PATH` a UNIX socket instead; with `--way keep` none |
+//! | PROG, once or twice | signals to it, its end, its reaping |
+//! | HOST PORT | TCP to that port and to no other; with `unix:PATH` a UNIX socket instead; in ways without HOST none |
 //! | a HOST that is a name | a thread, the resolver's files, UDP, TCP to port 53 |
 //! | a certificate that needs roots | reading beneath [`Needs::files`] |
 //!
@@ -42,7 +42,7 @@ use super::raw;
 #[derive(Debug, Default)]
 pub struct Needs {
     /// Whom we may signal.
-    pub child: Option<Pid>,
+    pub children: Vec<Pid>,
     /// Whom we may dial.
     pub target: Option<Target>,
     /// What we may read, files and all beneath folders.
@@ -177,8 +177,8 @@ fn calls(needs: &Needs) -> Vec<(libc::c_long, Rule)> {
     all(&[libc::SYS_fcntl], &one_of(1, FCNTL));
     all(&[libc::SYS_prctl], &one_of(0, &[libc::PR_SET_NAME]));
     all(&[libc::SYS_tgkill], &one_of(0, &[std::process::id().cast_signed()]));
-    let child: Vec<i32> = needs.child.iter().map(|child| child.as_raw_nonzero().get()).collect();
-    all(&[libc::SYS_kill, libc::SYS_pidfd_open], &one_of(0, &child));
+    let children: Vec<i32> = needs.children.iter().map(|child| child.as_raw_nonzero().get()).collect();
+    all(&[libc::SYS_kill, libc::SYS_pidfd_open], &one_of(0, &children));
     let memory =
         if is_named && cfg!(target_env = "gnu") { Rule::Allow } else { without(2, libc::PROT_EXEC, Otherwise::Kill) };
     all(&[libc::SYS_mmap, libc::SYS_mprotect], &memory);
@@ -355,7 +355,7 @@ mod tests {
             |host: &str| Some(Target { place: Place::Tcp(host.to_owned(), 465), source: None, loopback_only: false });
         let unix = Some(Target { place: Place::Unix("/s".into()), source: None, loopback_only: false });
         for target in [None, tcp("127.0.0.1"), tcp("mx.example"), unix] {
-            let needs = Needs { child: None, target, files: vec!["/etc/ssl".into()] };
+            let needs = Needs { children: vec![Pid::INIT; 2], target, files: vec!["/etc/ssl".into()] };
             let mut numbers: Vec<_> = calls(&needs).into_iter().map(|(number, _)| number).collect();
             numbers.sort_unstable();
             let count = numbers.len();

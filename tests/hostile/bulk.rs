@@ -11,7 +11,7 @@ use starttls_wrapper::session::Way;
 use crate::child::Child;
 use crate::door::{Door, Start, tls_client};
 use crate::octets::Octets;
-use crate::steps::{At, Standing, all_of, ask_child, greet};
+use crate::steps::{At, Standing, all_of, ask_child, child_behind, greet};
 use crate::stream::wait_until;
 use crate::trace::Trace;
 use crate::wire::{End, PATIENCE, Wire};
@@ -64,7 +64,7 @@ fn every_octet_passes_the_tls_relay_of_each_way_and_memory_stays_flat() {
     for way in Way::ALL {
         let Standing { mut door, mut child, .. } = Standing::at(At::RelayTls, &Start { way, ..Start::default() });
         let before = door.memory("VmHWM");
-        let mut kept = (way == Way::Keep).then(|| child.wire());
+        let mut kept = child_behind(way, &mut door, &mut child).map(|child| child.wire());
         let behind = kept.as_mut().unwrap_or_else(|| door.backend.wire().unwrap());
         both_ways(door.client.as_mut().unwrap(), behind, MUCH);
         let grown = door.memory("VmHWM") - before;
@@ -73,7 +73,9 @@ fn every_octet_passes_the_tls_relay_of_each_way_and_memory_stays_flat() {
         let behind = kept.as_mut().unwrap_or_else(|| door.backend.wire().unwrap());
         assert_eq!(behind.get_end(), Ok(End::Clean), "{way}");
         behind.end();
-        child.exit(0);
+        if let Some(child) = child_behind(way, &mut door, &mut child) {
+            child.exit(0);
+        }
         assert_eq!(door.client.as_mut().unwrap().get_end(), Ok(End::Clean), "{way}");
         assert_eq!(door.code(), 0, "{way}");
     }
@@ -309,7 +311,7 @@ fn sides_of_the_tls_relay_that_never_read_stop_the_other_and_memory_stays_flat()
         let start = Start { options: &["--relay-timeout", "3"], way, ..Start::default() };
         let Standing { mut door, mut child, .. } = Standing::at(At::RelayTls, &start);
         let memory = door.memory("VmHWM");
-        let mut kept = (way == Way::Keep).then(|| child.wire());
+        let mut kept = child_behind(way, &mut door, &mut child).map(|child| child.wire());
         let flooder = match (client_floods, &mut kept) {
             (true, _) => door.client.as_mut().unwrap(),
             (false, Some(kept)) => kept,
@@ -327,7 +329,7 @@ fn sides_of_the_tls_relay_that_never_read_stop_the_other_and_memory_stays_flat()
         if kept.take().is_some() {
             // Its exit would end the session before the timer does.
             let _ = door.client.as_mut().unwrap().rest();
-            child.exit(0);
+            child_behind(way, &mut door, &mut child).unwrap().exit(0);
         }
         assert_eq!(door.code(), 99);
     });

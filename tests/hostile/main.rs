@@ -12,6 +12,7 @@ mod children;
 mod clients;
 mod faults;
 mod phases;
+mod respawn;
 mod sandbox;
 mod scarcity;
 mod stalls;

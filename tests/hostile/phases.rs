@@ -43,7 +43,7 @@ fn a_half_close_ends_the_session_in_every_phase() {
             At::ClientHandshake => {}
             _ => assert_eq!((said.as_slice(), end == End::Reset), (&b""[..], false)),
         }
-        if at.is_secure() {
+        if at.is_secure(way) {
             standing.backend_sees_an_abort(at);
         }
         assert_eq!(standing.close(), i32::from(at != At::RelayPlain));
@@ -88,7 +88,7 @@ fn sigkill_is_the_end_for_child_backend_and_client_in_every_phase() {
             standing.child.exit(0);
         }
         let (_, end) = standing.door.client.as_mut().unwrap().rest().unwrap();
-        assert!(!at.is_secure() || end != End::Clean);
+        assert!(!at.is_secure(way) || end != End::Clean);
         standing.backend_sees_an_abort(at);
         standing.door.wait().unwrap();
         // Its parent is now somebody else, who reaps it, or nobody here: only its pipes are ours to look at.

@@ -21,7 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut child =
         Command::new("/bin/cat").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     privileges::harden()?;
-    let confined = confine(&Needs { child: Some(Pid::from_child(&child)), target, files });
+    let confined = confine(&Needs { children: vec![Pid::from_child(&child)], target, files });
     if confined != Confined::Wholly {
         println!("{confined:?}");
     }

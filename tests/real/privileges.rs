@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::backends::stunnel;
 use crate::clients::{Mode, swaks};
-use crate::front::{Identity, tcpserver_with, wrapper};
+use crate::front::{Identity, tcpserver_with, wrapper, wrapper_by};
 use crate::letter::{Queue, RECIPIENT, SENDER, assert_same, letter};
 use crate::stage::{Stage, needs_root, wait_for};
 
@@ -109,6 +109,23 @@ fn a_child_delivers_through_a_setuid_program_while_the_wrapper_has_dropped_its_i
     home.holds(&text);
     swaks(&stage, at, Mode::Tls13, &identity, &text);
     backend.holds(&text);
+}
+
+/// The same where a fresh PROG goes on behind TLS: it is no child of the process that has given all up.
+#[test]
+fn a_fresh_child_delivers_through_a_setuid_program_while_the_wrapper_has_dropped_its_ids() {
+    let stage = Stage::new();
+    let (identity, home) = (Identity::self_signed(&stage, "own"), QmailHome::new(&stage));
+    fs::set_permissions(&identity.key, fs::Permissions::from_mode(0o600)).expect("chmod");
+    let smtpd = ["setpriv", "--reuid=64020", "--regid=64020", "--clear-groups", "mailfront", "smtp", "qmail", "accept"];
+    let argv = wrapper_by(&identity, "respawn", &[], &smtpd);
+    let at = tcpserver_with(&stage, "front", &[], &argv, |command| {
+        command.env("QMAILHOME", &home.0).env("TLS_UID", TLS.to_string()).env("TLS_GID", TLS.to_string());
+    });
+    let text = letter("respawned");
+    swaks(&stage, at, Mode::Tls13, &identity, &text);
+    home.holds(&text);
+    assert!(stage.log("front").contains(" mode=tls "), "{}", stage.log("front"));
 }
 
 /// What /proc says of the two processes once the greeting is out.

@@ -42,8 +42,9 @@ struct Way {
     behind: fn(&Stage) -> Behind,
 }
 
-const WAYS: [Way; 3] = [
+const WAYS: [Way; 4] = [
     Way { name: "keep", behind: prog },
+    Way { name: "respawn", behind: prog },
     Way { name: "plain", behind: on_loopback },
     Way { name: "plain", behind: on_a_unix_socket },
 ];

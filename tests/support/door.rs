@@ -36,6 +36,8 @@ pub(crate) struct Door {
     pub(crate) client: Option<Wire>,
     pub(crate) backend: Server,
     pub(crate) puppets: UnixListener,
+    /// The fresh child of the way `respawn`.
+    pub(crate) fresh: Option<Child>,
     /// The program's own fd 0, where [`Start::keep`] asked for it.
     pub(crate) kept: Option<OwnedFd>,
     program: std::process::Child,
@@ -156,7 +158,15 @@ impl Door {
         let program = command.spawn().unwrap();
         // `command` still holds our copies of the program's socket: while it lives the client sees no end.
         drop(command);
-        Self { client: Some(Wire::over(client)), backend, puppets, kept, program, folder }
+        Self { client: Some(Wire::over(client)), backend, puppets, fresh: None, kept, program, folder }
+    }
+
+    /// The fresh child, which greets inside TLS; waits for it where there is none yet.
+    pub(crate) fn fresh(&mut self) -> Result<&mut Child, String> {
+        if self.fresh.is_none() {
+            self.fresh = Some(Child::accept(&self.puppets)?);
+        }
+        self.fresh.as_mut().ok_or_else(|| "no fresh child".to_owned())
     }
 
     /// The program's pid.
@@ -349,10 +359,12 @@ pub(crate) fn play(dialogue: &Dialogue) -> Result<(), String> {
 
 fn perform(dialogue: &Dialogue, at: usize, door: &mut Door, child: &mut Child) -> Result<(), String> {
     let step = &dialogue.steps[at];
+    let respawns = dialogue.way == Way::Respawn;
     let gone = || "the client is gone already".to_owned();
     match &step.deed {
         Deed::Sends(Side::Client, octets) => door.client.as_mut().ok_or_else(gone)?.send(octets),
         Deed::Sends(Side::Child, octets) => child.send(octets),
+        Deed::Sends(Side::Backend, octets) if respawns => door.fresh()?.send(octets),
         Deed::Sends(Side::Backend, octets) => door.backend.wire()?.send(octets),
         Deed::Gets(Side::Client, octets) => {
             door.client.as_mut().ok_or_else(gone)?.get(octets)?;
@@ -361,9 +373,11 @@ fn perform(dialogue: &Dialogue, at: usize, door: &mut Door, child: &mut Child) -
             }
         }
         Deed::Gets(Side::Child, octets) => child.get(octets)?,
+        Deed::Gets(Side::Backend, octets) if respawns => door.fresh()?.get(octets).map_err(|e| format!("fresh {e}"))?,
         Deed::Gets(Side::Backend, octets) => door.backend.wire()?.get(octets).map_err(|e| format!("backend {e}"))?,
         Deed::Ends(Side::Client) => door.client.as_mut().ok_or_else(gone)?.end(),
         Deed::Ends(Side::Child) => child.exit(0),
+        Deed::Ends(Side::Backend) if respawns => door.fresh()?.exit(0),
         Deed::Ends(Side::Backend) => door.backend.wire()?.end(),
         Deed::ClientResets => door.client.take().ok_or_else(gone)?.reset(),
         Deed::BackendDies if dialogue.way == Way::Tls => door.backend.wire()?.cut(),
@@ -381,14 +395,8 @@ fn perform(dialogue: &Dialogue, at: usize, door: &mut Door, child: &mut Child) -
             rustix::process::kill_process(door.pid(), rustix::process::Signal::TERM).map_err(|e| e.to_string())?;
         }
         Deed::SeesEnd(Side::Client) => expect_end(door.client.as_mut().ok_or_else(gone)?.get_end()?, &[End::Clean])?,
-        Deed::SeesEnd(Side::Child) => {
-            child.get_end()?;
-            // A child that has nothing more to say goes when its input ends.
-            let acts = |deed: &Deed| matches!(deed, Deed::Sends(Side::Child, _) | Deed::Ends(Side::Child));
-            if !dialogue.steps.iter().skip(at + 1).any(|step| acts(&step.deed)) {
-                child.exit(0);
-            }
-        }
+        Deed::SeesEnd(side @ Side::Backend) if respawns => sees_end(dialogue, at, *side, door.fresh()?)?,
+        Deed::SeesEnd(side @ Side::Child) => sees_end(dialogue, at, *side, child)?,
         Deed::SeesEnd(Side::Backend) => expect_end(door.backend.wire()?.get_end()?, &[End::Clean])?,
         Deed::SeesAbort(Side::Client) => {
             expect_end(door.client.as_mut().ok_or_else(gone)?.get_end()?, &[End::Cut, End::Reset])?;
@@ -406,6 +414,16 @@ fn perform(dialogue: &Dialogue, at: usize, door: &mut Door, child: &mut Child) -
                 return Err(format!("expected one TLS alert, received {}", shown(&octets)));
             }
         }
+    }
+    Ok(())
+}
+
+/// A child that has nothing more to say goes when its input ends.
+fn sees_end(dialogue: &Dialogue, at: usize, who: Side, child: &mut Child) -> Result<(), String> {
+    child.get_end()?;
+    let acts = |deed: &Deed| matches!(deed, Deed::Sends(side, _) | Deed::Ends(side) if *side == who);
+    if !dialogue.steps.iter().skip(at + 1).any(|step| acts(&step.deed)) {
+        child.exit(0);
     }
     Ok(())
 }
@@ -437,14 +455,20 @@ fn finish(dialogue: &Dialogue, door: &mut Door, child: &mut Child) -> Result<(),
         }
     }
     nothing("backend", &door.backend.forget()).map_err(at)?;
+    if let Some(fresh) = &mut door.fresh {
+        nothing("the fresh child", &fresh.left_over()).map_err(at)?;
+        fresh.exit(0);
+    }
     let status = door.wait().map_err(at)?;
     if let Some((_, code)) = dialogue.exit
         && status.code() != Some(code)
     {
         return Err(at(format!("{status}, not {code}")));
     }
-    if !child.is_gone(Duration::from_secs(1)) {
-        return Err(at(format!("the child {} is still there", child.report.pid)));
+    for child in [Some(&*child), door.fresh.as_ref()].into_iter().flatten() {
+        if !child.is_gone(Duration::from_secs(1)) {
+            return Err(at(format!("the child {} is still there", child.report.pid)));
+        }
     }
     Ok(())
 }

@@ -379,6 +379,7 @@ impl Owner {
                 }
                 Backend::NoHandshake | Backend::Refused => {}
             },
+            Phase::Start => self.session.handle_started(self.now),
             Phase::Commit | Phase::Announce if self.dial_waits || !self.is_written() => {}
             Phase::Commit => self.session.handle_quiet(self.now),
             Phase::Announce => {
@@ -426,7 +427,9 @@ impl Owner {
             self.client.ended = if whole { Ended::Clean } else { Ended::Cut };
         }
         if self.backend.ended == Ended::No {
-            self.backend.ended = if reason == Some(EndReason::Over) { Ended::Clean } else { Ended::Cut };
+            // A pipe has but one end.
+            let is_clean = reason == Some(EndReason::Over) || self.way == Way::Respawn;
+            self.backend.ended = if is_clean { Ended::Clean } else { Ended::Cut };
         }
     }
 

@@ -73,23 +73,28 @@ impl At {
     }
 
     /// Whether the client's TLS stands.
-    pub(crate) fn is_secure(self) -> bool {
-        matches!(self, Self::Gate | Self::RelayTls)
+    pub(crate) fn is_secure(self, way: Way) -> bool {
+        matches!(self, Self::Gate | Self::RelayTls) || self.is_late(way)
     }
 
-    /// Whether the child was dismissed.
-    pub(crate) fn is_dismissed(self) -> bool {
-        matches!(self, Self::ClientHandshake | Self::Gate | Self::RelayTls)
+    /// Whether the 220 is out.
+    pub(crate) fn is_announced(self, way: Way) -> bool {
+        self == Self::ClientHandshake || self.is_secure(way)
+    }
+
+    /// Whether it is a step towards the server behind TLS, inside TLS.
+    pub(crate) fn is_late(self, way: Way) -> bool {
+        way == Way::Respawn && matches!(self, Self::Greeting | Self::Replay)
     }
 
     /// Whether the backend's connection stands.
-    pub(crate) fn has_backend(self) -> bool {
-        matches!(self, Self::BackendHandshake | Self::Greeting | Self::Replay) || self.is_dismissed()
+    pub(crate) fn has_backend(self, way: Way) -> bool {
+        matches!(self, Self::BackendHandshake | Self::Greeting | Self::Replay) || self.is_announced(way)
     }
 
     /// Whether a failure is answered 454 and the plaintext session goes on.
-    pub(crate) fn is_handover(self) -> bool {
-        matches!(self, Self::Dial | Self::BackendHandshake | Self::Greeting | Self::Replay)
+    pub(crate) fn is_handover(self, way: Way) -> bool {
+        matches!(self, Self::Dial | Self::BackendHandshake | Self::Greeting | Self::Replay) && !self.is_late(way)
     }
 }
 
@@ -151,27 +156,30 @@ impl Standing {
         match at {
             At::Dial => return Ok(()),
             At::BackendHandshake => return door.backend.accept_only(),
-            At::Greeting => return door.backend.wire().map(|_| ()),
+            At::Greeting if self.way != Way::Respawn => return door.backend.wire().map(|_| ()),
             _ => {}
         }
-        let keeps = self.way == Way::Keep;
-        if keeps {
-            child.get(b"RSET\r\n")?;
-        } else {
-            let backend = door.backend.wire()?;
-            backend.send(b"220 secure.example ESMTP\r\n");
-            backend.get(b"EHLO client.example\r\n")?;
+        match self.way {
+            Way::Tls | Way::Plain => {
+                let backend = door.backend.wire()?;
+                backend.send(b"220 secure.example ESMTP\r\n");
+                backend.get(b"EHLO client.example\r\n")?;
+            }
+            Way::Keep => child.get(b"RSET\r\n")?,
+            Way::Respawn => {}
         }
         self.since = Instant::now();
-        if at == At::Replay {
+        if at == At::Replay && !at.is_late(self.way) {
             return Ok(());
         }
-        self.behind_says(b"250 secure.example\r\n")?;
+        if self.way != Way::Respawn {
+            self.behind_says(b"250 secure.example\r\n")?;
+        }
         let (door, child) = (&mut self.door, &mut self.child);
         let client = door.client.as_mut().ok_or("no client")?;
         client.get(b"220 2.0.0 Ready to start TLS\r\n")?;
         self.since = Instant::now();
-        if !keeps {
+        if self.way != Way::Keep {
             child.get(b"QUIT\r\n")?;
             child.exit(0);
         }
@@ -179,6 +187,20 @@ impl Standing {
             return Ok(());
         }
         client.secure(tls_client())?;
+        if self.way == Way::Respawn {
+            let fresh = door.fresh()?;
+            self.since = Instant::now();
+            if at == At::Greeting {
+                return Ok(());
+            }
+            fresh.send(b"220 secure.example ESMTP\r\n");
+            fresh.get(b"EHLO client.example\r\n")?;
+            self.since = Instant::now();
+            if at == At::Replay {
+                return Ok(());
+            }
+            fresh.send(b"250 secure.example\r\n");
+        }
         // Only its reply shows that our side of the handshake has arrived too.
         self.ask_behind("NOOP\r\n", "250 Ok\r\n")?;
         if at == At::Gate {
@@ -197,6 +219,7 @@ impl Standing {
         match self.way {
             Way::Tls | Way::Plain => self.door.backend.wire()?.send(octets),
             Way::Keep => self.child.send(octets),
+            Way::Respawn => self.door.fresh()?.send(octets),
         }
         Ok(())
     }
@@ -207,6 +230,7 @@ impl Standing {
         match self.way {
             Way::Tls | Way::Plain => self.door.backend.wire()?.get(command.as_bytes())?,
             Way::Keep => self.child.get(command.as_bytes())?,
+            Way::Respawn => self.door.fresh()?.get(command.as_bytes())?,
         }
         self.since = Instant::now();
         self.behind_says(reply.as_bytes())?;
@@ -215,15 +239,15 @@ impl Standing {
 
     /// Whether the child was dismissed when the session came to where it stands.
     pub(crate) fn is_dismissed(&self, at: At) -> bool {
-        at.is_dismissed() && self.way != Way::Keep
+        at.is_announced(self.way) && self.way != Way::Keep
     }
 
     /// The backend, where there is one, sees an end; in TLS and behind the 220 none that is clean. The end that the client of
     /// a child knows is the end of its input, which says nothing.
     pub(crate) fn backend_sees_an_abort(&mut self, at: At) {
-        if at.has_backend() && self.way.dials() {
+        if at.has_backend(self.way) && self.way.dials() {
             let (octets, end) = self.door.backend.held().rest().unwrap_or_else(|why| panic!("backend: {why}"));
-            if at.is_dismissed() {
+            if at.is_announced(self.way) {
                 assert_eq!(octets, b"");
                 assert!(self.way != Way::Tls || end != End::Clean, "the backend takes an abort for a clean end");
             }
@@ -234,8 +258,10 @@ impl Standing {
     /// the child is gone from the process table.
     pub(crate) fn close(mut self) -> i32 {
         drop(self.door.client.take());
-        let _ = self.child.rest();
-        self.child.exit(0);
+        for child in [Some(&mut self.child), self.door.fresh.as_mut()].into_iter().flatten() {
+            let _ = child.rest();
+            child.exit(0);
+        }
         let code = self.door.code();
         self.must_be_gone();
         code
@@ -243,8 +269,19 @@ impl Standing {
 
     /// The child is not even a zombie.
     pub(crate) fn must_be_gone(&self) {
-        let gone = self.child.is_gone(Duration::from_secs(2));
-        assert!(gone, "the child {} is still there; stderr: {}", self.child.report.pid, self.door.said());
+        for child in [Some(&self.child), self.door.fresh.as_ref()].into_iter().flatten() {
+            let gone = child.is_gone(Duration::from_secs(2));
+            assert!(gone, "the child {} is still there; stderr: {}", child.report.pid, self.door.said());
+        }
+    }
+}
+
+/// The child that is behind TLS, where it is one.
+pub(crate) fn child_behind<'a>(way: Way, door: &'a mut Door, child: &'a mut Child) -> Option<&'a mut Child> {
+    match way {
+        Way::Tls | Way::Plain => None,
+        Way::Keep => Some(child),
+        Way::Respawn => door.fresh.as_mut(),
     }
 }
 

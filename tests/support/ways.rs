@@ -51,6 +51,7 @@ fn through(way: Way, dialogue: &Dialogue) -> Option<Dialogue> {
                 .then(|| dialogue.steps.clone())
         }
         Way::Keep => (!has_option("--backend") && !has_option("--replay")).then(|| kept(&dialogue.steps)).flatten(),
+        Way::Respawn => (!has_option("--backend")).then(|| respawned(&dialogue.steps)).flatten(),
     };
     Some(Dialogue { way, steps: steps?, ..dialogue.clone() })
 }
@@ -65,22 +66,10 @@ fn in_the_clear(what: Backend) -> bool {
 /// The child is asked to forget, and goes on as the backend. `None`: the dialogue is about a backend that fails, or about
 /// what the dismissed child still says.
 fn kept(steps: &[Step]) -> Option<Vec<Step>> {
-    let is_backends = |deed: &Deed| {
-        matches!(deed, Deed::Sends(Side::Backend, _) | Deed::Gets(Side::Backend, _) | Deed::Backend(_))
-            || matches!(deed, Deed::Ends(Side::Backend) | Deed::SeesEnd(Side::Backend) | Deed::BackendDies)
-    };
-    let is_ready = |deed: &Deed| *deed == Deed::Gets(Side::Client, READY.to_vec());
-    let Some(ready) = steps.iter().position(|step| is_ready(&step.deed)) else {
-        return (!steps.iter().any(|step| is_backends(&step.deed))).then(|| steps.to_vec());
-    };
-    let asked = steps[..ready].iter().rposition(|step| matches!(step.deed, Deed::Sends(Side::Client, _)))?;
-    let says = |side: Side, deed: &Deed| matches!(deed, Deed::Sends(this, _) if *this == side);
+    let Some((asked, ready)) = handover(steps) else { return without_backend(steps) };
     let offers_itself = |deed: &Deed| matches!(deed, Deed::Sends(Side::Child, octets) if is_starttls_in(octets));
-    let fails_before = steps[..asked].iter().any(|step| is_backends(&step.deed) || offers_itself(&step.deed));
-    let fails_then = steps[asked..ready].iter().any(|step| matches!(step.deed, Deed::Backend(_) | Deed::Ends(_)));
-    let speaks_late = steps[ready..].iter().any(|step| says(Side::Child, &step.deed));
-    let dies = steps.iter().any(|step| step.deed == Deed::BackendDies);
-    if fails_before || fails_then || speaks_late || dies {
+    let speaks_late = steps[ready..].iter().any(|step| matches!(step.deed, Deed::Sends(Side::Child, _)));
+    if fails(steps, asked, ready) || steps[..asked].iter().any(|step| offers_itself(&step.deed)) || speaks_late {
         return None;
     }
     let (before, after) = (steps[asked..ready].iter(), steps[ready..].iter());
@@ -91,6 +80,56 @@ fn kept(steps: &[Step]) -> Option<Vec<Step>> {
     kept.push(Step { line: place, deed: Deed::Sends(Side::Child, b"250 2.0.0 Forgotten\r\n".to_vec()) });
     kept.extend(after.filter_map(|step| Some(Step { line: step.line, deed: by_the_child(&step.deed)? })));
     Some(kept)
+}
+
+/// A fresh child takes the backend's place: it greets and is replayed to when the client's TLS stands. `None`: the dialogue
+/// is about a backend that fails.
+fn respawned(steps: &[Step]) -> Option<Vec<Step>> {
+    let Some((asked, ready)) = handover(steps) else { return without_backend(steps) };
+    if fails(steps, asked, ready) {
+        return None;
+    }
+    let (later, before): (Vec<Step>, Vec<Step>) =
+        steps[asked..ready].iter().cloned().partition(|step| is_backends(&step.deed) || is_wait(&step.deed));
+    let mut steps = [&steps[..asked], &before[..], &steps[ready..]].concat();
+    // Without a handshake it is never started.
+    if let Some(secured) = steps.iter().position(|step| step.deed == Deed::ClientTls) {
+        steps.splice(secured + 1..secured + 1, later);
+    }
+    for step in steps.iter_mut().filter(|step| step.deed == Deed::SeesAbort(Side::Backend)) {
+        // A pipe has but one end.
+        step.deed = Deed::SeesEnd(Side::Backend);
+    }
+    Some(steps)
+}
+
+/// Where the STARTTLS stands that is served, and its 220.
+fn handover(steps: &[Step]) -> Option<(usize, usize)> {
+    let ready = steps.iter().position(|step| step.deed == Deed::Gets(Side::Client, READY.to_vec()))?;
+    let asked = steps[..ready].iter().rposition(|step| matches!(step.deed, Deed::Sends(Side::Client, _)))?;
+    Some((asked, ready))
+}
+
+/// The dialogue as it is, if there is nothing of a backend in it.
+fn without_backend(steps: &[Step]) -> Option<Vec<Step>> {
+    (!steps.iter().any(|step| is_backends(&step.deed))).then(|| steps.to_vec())
+}
+
+/// Whether a hand-over fails before the one that is served, or something in that one, or the backend dies.
+fn fails(steps: &[Step], asked: usize, ready: usize) -> bool {
+    steps[..asked].iter().any(|step| is_backends(&step.deed))
+        || steps[asked..ready].iter().any(|step| matches!(step.deed, Deed::Backend(_) | Deed::Ends(_)))
+        || steps.iter().any(|step| step.deed == Deed::BackendDies)
+}
+
+/// Time that the backend takes.
+fn is_wait(deed: &Deed) -> bool {
+    matches!(deed, Deed::Waits(_))
+}
+
+fn is_backends(deed: &Deed) -> bool {
+    matches!(deed, Deed::Sends(Side::Backend, _) | Deed::Gets(Side::Backend, _) | Deed::Backend(_))
+        || matches!(deed, Deed::Ends(Side::Backend) | Deed::SeesEnd(Side::Backend) | Deed::BackendDies)
 }
 
 fn is_starttls_in(octets: &[u8]) -> bool {
