@@ -52,6 +52,8 @@ def ours(stage):
         found += [wrapper(stage, "ours keep", "--way", "keep", backend=None, ways=("starttls",), note="--way keep: one TLS leg, to PROG"),
                   wrapper(stage, "ours plain", "--way", "plain", backend="plain", ways=("starttls",),
                           note="--way plain: one TLS leg, HOST PORT is the same server in plaintext")]
+    if "respawn" in stage.wrapper_help:
+        found.append(wrapper(stage, "ours respawn", "--way", "respawn", backend=None, ways=("starttls",), note="--way respawn: one TLS leg, to a fresh PROG"))
     return found
 
 

@@ -217,7 +217,9 @@ impl Session {
                 self.dialogue.lines.push(octets);
                 self.take_commands(now);
             }
-            _ if self.is_handover() => self.finish(EndReason::Client(ClientEnd::BytesAfterStarttls), now),
+            _ if self.is_handover() => {
+                self.finish(EndReason::Client(ClientEnd::BytesAfterStarttls), now);
+            }
             // It need not wait for the server.
             _ if self.is_inside() => self.dialogue.lines.push(octets),
             Phase::Dial
