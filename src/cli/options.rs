@@ -145,7 +145,7 @@ pub const OPTIONS: [OptionSpec; 33] = [
         "WAY",
         "tls",
         Group::Backend,
-        "what is behind TLS: HOST by tls, plain; PROG by keep, respawn",
+        "who is behind TLS, HOST or PROG, and how it is reached",
     ),
     valued(Id::BackendCa, "backend-ca", "FILE", "", Group::Backend, "certificates that HOST's is checked against, PEM")
         .with_env("CAFILE"),
@@ -235,7 +235,7 @@ const MEANING_COLUMN: usize = 33;
 pub fn help() -> String {
     let mut text = String::with_capacity(4096);
     text.push_str(concat!(
-        "Usage: starttls-wrapper [OPTIONS] HOST PORT PROG [ARGS...]\n",
+        "Usage: starttls-wrapper [--way tls|plain] [OPTIONS] HOST PORT PROG [ARGS...]\n",
         "       starttls-wrapper --way plain [OPTIONS] unix:PATH PROG [ARGS...]\n",
         "       starttls-wrapper --way keep|respawn [OPTIONS] PROG [ARGS...]\n",
         "Runs PROG, a plaintext SMTP server, for the client on fds 0 and 1, and adds STARTTLS:\n",
