@@ -371,7 +371,10 @@ mod tests {
 
     #[test]
     fn help_and_version_need_no_host() {
-        assert!(printed("--help").starts_with("Usage: starttls-wrapper [OPTIONS] HOST PORT PROG [ARGS...]\n"));
+        assert!(
+            printed("--help")
+                .starts_with("Usage: starttls-wrapper [--way tls|plain] [OPTIONS] HOST PORT PROG [ARGS...]\n")
+        );
         assert_eq!(printed("-h"), printed("--help"));
         assert_eq!(printed("--version"), concat!("starttls-wrapper ", env!("CARGO_PKG_VERSION"), "\n"));
         assert_eq!(printed("-V"), printed("--version"));

@@ -139,14 +139,7 @@ pub const OPTIONS: [OptionSpec; 33] = [
         Group::Certificate,
         "instead: a throw-away certificate for NAME, made in memory",
     ),
-    valued(
-        Id::Way,
-        "way",
-        "WAY",
-        "tls",
-        Group::Backend,
-        "who is behind TLS, HOST or PROG, and how it is reached",
-    ),
+    valued(Id::Way, "way", "WAY", "tls", Group::Backend, "who is behind TLS, HOST or PROG, and how it is reached"),
     valued(Id::BackendCa, "backend-ca", "FILE", "", Group::Backend, "certificates that HOST's is checked against, PEM")
         .with_env("CAFILE"),
     variable(Id::CaDir, "CADIR", Group::Backend, "a directory of such certificates; not read with --backend-ca")
