@@ -86,7 +86,9 @@ pub fn split(
         }
         let row = spec.id as usize;
         times[row] = times[row].saturating_add(1);
-        if let Some(name) = spec.value {
+        if spec.id == Id::Mute {
+            values[row] = parser.optional_value();
+        } else if let Some(name) = spec.value {
             let value = parser.value().map_err(|_| Fatal::Usage(format!("{} wants {name}", spec.called())))?;
             if value.is_empty() {
                 return Err(Fatal::Usage(format!("{} wants {name}, not nothing", spec.called())));
@@ -94,7 +96,11 @@ pub fn split(
             values[row] = Some(value);
         }
     };
-    let way = way(values[Id::Way as usize].as_deref())?;
+    let way = match (times[Id::Mute as usize], times[Id::Way as usize]) {
+        (0, _) => way(values[Id::Way as usize].as_deref())?,
+        (_, 0) => Way::Mute,
+        _ => return Err(Fatal::Usage("--mute stands behind the TLS of --way raw: leave out --way".to_owned())),
+    };
     let mut rest = first.into_iter().chain(parser.raw_args().map_err(|error| superfluous(&error))?);
     let mut next = |what| rest.next().ok_or_else(|| missing(way, what));
     let host = if way.dials() { Some(next("HOST")?) } else { None };
@@ -140,9 +146,9 @@ fn superfluous_words(way: Way, program: &OsStr, next: Option<&OsString>) -> Opti
         name.parse::<IpAddr>().is_ok() || name.eq_ignore_ascii_case("localhost") || is_dotted
     };
     if socket_path(program).is_some() || next.is_some_and(|next| is_number(next)) && is_host(program) {
-        Some(format!("--way {way} takes no HOST PORT, PROG follows the options, not {program:?}"))
+        Some(format!("{} takes no HOST PORT, PROG follows the options, not {program:?}", called(way)))
     } else if is_number(program) {
-        Some(format!("--way {way} takes no PORT here, PROG was expected, not {program:?}"))
+        Some(format!("{} takes no PORT here, PROG was expected, not {program:?}", called(way)))
     } else {
         None
     }
@@ -150,7 +156,13 @@ fn superfluous_words(way: Way, program: &OsStr, next: Option<&OsString>) -> Opti
 
 fn missing(way: Way, what: &str) -> Fatal {
     let words = if way.dials() { "HOST PORT PROG" } else { "PROG" };
-    Fatal::Usage(format!("{what} is missing: starttls-wrapper --way {way} [OPTIONS] {words} [ARGS...]; see --help"))
+    let way = called(way);
+    Fatal::Usage(format!("{what} is missing: starttls-wrapper {way} [OPTIONS] {words} [ARGS...]; see --help"))
+}
+
+/// The words by which a way is chosen.
+pub(super) fn called(way: Way) -> String {
+    if way == Way::Mute { "--mute".to_owned() } else { format!("--way {way}") }
 }
 
 /// `--flag=value`: the one thing besides unknown names that the splitter itself finds wrong.
@@ -332,7 +344,7 @@ mod tests {
         assert!(usage("--way keep").starts_with("PROG is missing"));
         assert!(usage("--way plain smtpd").starts_with("PORT is missing"));
         assert!(usage("--way plain unix:/run/smtp").starts_with("PROG is missing"));
-        assert_eq!(usage("--way tsl h 1 p"), "--way takes tls|plain|keep|respawn, not \"tsl\"");
+        assert_eq!(usage("--way tsl h 1 p"), "--way takes tls|plain|keep|respawn|raw, not \"tsl\"");
     }
 
     #[test]
@@ -373,7 +385,7 @@ mod tests {
     fn help_and_version_need_no_host() {
         assert!(
             printed("--help")
-                .starts_with("Usage: starttls-wrapper [--way tls|plain] [OPTIONS] HOST PORT PROG [ARGS...]\n")
+                .starts_with("Usage: starttls-wrapper [--way tls|plain|raw] [OPTIONS] HOST PORT PROG [ARGS...]\n")
         );
         assert_eq!(printed("-h"), printed("--help"));
         assert_eq!(printed("--version"), concat!("starttls-wrapper ", env!("CARGO_PKG_VERSION"), "\n"));

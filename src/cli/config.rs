@@ -7,12 +7,13 @@ use std::path::PathBuf;
 
 use log::LevelFilter;
 
-use super::args::{Typed, socket_path};
+use super::args::{self, Typed, socket_path};
 use super::options::{Id, OPTIONS};
 use crate::error::Fatal;
 use crate::session::Way;
 use crate::session::policy::{Cutoff, Policy, RelayMode, Replay, Timeouts};
 use crate::smtp::command::{Kind, Verb};
+use crate::smtp::line::LIMIT;
 use crate::tls::server_name;
 
 /// A checked command line.
@@ -20,6 +21,8 @@ use crate::tls::server_name;
 pub struct Config {
     /// HOST PORT, where the way has one.
     pub server: Option<Server>,
+    /// `--mute`: whose greeting is swallowed.
+    pub mute: Option<Mute>,
     /// PROG, found through PATH.
     pub program: OsString,
     /// ARGS.
@@ -49,6 +52,27 @@ pub struct Config {
     pub gid: Option<u32>,
     /// Whether we give up what we will not need before we read the client.
     pub sandbox: bool,
+}
+
+/// Which connections come from a wrapper, so that their client has been greeted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mute {
+    /// All.
+    Always,
+    /// Those whose client has dialled one of these ports: on them STARTTLS is spoken, and not TLS from the first octet.
+    Ports(Vec<u16>),
+}
+
+impl Mute {
+    /// Whether that holds for a connection to this TCPLOCALPORT, which a PROXY header has set to the port of the wrapper's.
+    #[must_use]
+    pub fn is_for(&self, local_port: Option<&OsStr>) -> bool {
+        let port = local_port.and_then(OsStr::to_str).filter(|word| is_digits(word)).and_then(|word| word.parse().ok());
+        match self {
+            Self::Always => true,
+            Self::Ports(ports) => port.is_some_and(|port| ports.contains(&port)),
+        }
+    }
 }
 
 /// HOST PORT.
@@ -100,8 +124,9 @@ impl Config {
         refuse_idle(&typed)?;
         let server = server(&typed)?;
         let host = server.as_ref().and_then(Server::host);
-        let identity = identity(&typed)?;
-        let policy = policy(&typed, identity != IdentitySource::None)?;
+        // Where the TLS is somebody else's, so may be what the environment says of a certificate.
+        let identity = if typed.way.ends_tls() { identity(&typed)? } else { IdentitySource::None };
+        let policy = policy(&typed, identity != IdentitySource::None || !typed.way.ends_tls())?;
         Ok(Self {
             identity,
             ca_file: typed.value(Id::BackendCa).map(PathBuf::from),
@@ -115,6 +140,7 @@ impl Config {
             verbosity: verbosity(typed.times(Id::Verbose), typed.times(Id::Quiet)),
             uid: unprivileged(&typed, Id::TlsUid)?,
             gid: unprivileged(&typed, Id::TlsGid)?,
+            mute: mute(&typed)?,
             sandbox: typed.times(Id::NoSandbox) == 0,
             server,
             program: program(typed.program)?,
@@ -136,14 +162,19 @@ fn refuse_idle(typed: &Typed) -> Result<(), Fatal> {
     // What is about TLS with HOST, and what is about HOST at all.
     let tls = [Id::BackendCa, Id::BackendName, Id::BackendInsecure, Id::BackendHandshakeTimeout];
     let host = [Id::BackendSource, Id::Replay, Id::DialTimeout, Id::GreetingTimeout];
+    // What is about our certificate and TLS with the client, and what about the dialogue before it.
+    let own = [Id::Cert, Id::Key, Id::SelfSigned, Id::HandshakeTimeout];
+    let snoop = [Id::RequireTls, Id::Refusals, Id::Cutoff];
     let idle = match typed.way {
         Way::Tls => Vec::new(),
         Way::Plain => tls.to_vec(),
         Way::Keep => [tls, host].concat(),
         Way::Respawn => [&tls[..], &[Id::BackendSource, Id::DialTimeout]].concat(),
+        Way::Raw => [&own[..], &tls, &[Id::Replay, Id::GreetingTimeout, Id::ReplayTimeout]].concat(),
+        Way::Mute => [&own[..], &tls, &snoop, &[Id::BackendSource, Id::Replay, Id::DialTimeout]].concat(),
     };
     match idle.iter().find(|id| typed.times(**id) > 0) {
-        Some(id) => usage(format!("{} says nothing with --way {}", called(*id), typed.way)),
+        Some(id) => usage(format!("{} says nothing with {}", called(*id), args::called(typed.way))),
         None => Ok(()),
     }
 }
@@ -162,7 +193,7 @@ fn server(typed: &Typed) -> Result<Option<Server>, Fatal> {
             Ok(Some(Server::Tcp { host, port }))
         }
         (Some(word), None) => match socket_path(word) {
-            _ if typed.way == Way::Tls => usage("unix:PATH is only for --way plain".to_owned()),
+            _ if typed.way != Way::Plain => usage("unix:PATH is only for --way plain".to_owned()),
             Some(path) if !path.is_empty() => Ok(Some(Server::Unix(PathBuf::from(path)))),
             Some(_) | None => usage("unix: wants a path".to_owned()),
         },
@@ -229,8 +260,13 @@ fn policy(typed: &Typed, offer_tls: bool) -> Result<Policy, Fatal> {
             None => Cutoff::default(),
         },
         way: typed.way,
-        // A child that is kept is told RSET, and nothing is said again.
-        replay: if typed.way == Way::Keep { Replay::None } else { chosen(typed, Id::Replay, &replays)? },
+        replay: match typed.way {
+            // A child that is kept is told RSET; what goes on untouched, nothing.
+            Way::Keep | Way::Raw => Replay::None,
+            Way::Mute => Replay::All,
+            Way::Tls | Way::Plain | Way::Respawn => chosen(typed, Id::Replay, &replays)?,
+        },
+        told: if typed.way == Way::Mute { told(typed)? } else { Vec::new() },
         timeouts: timeouts(typed)?,
     })
 }
@@ -297,6 +333,39 @@ fn timeouts(typed: &Typed) -> Result<Timeouts, Fatal> {
         relay: or(Id::RelayTimeout, default.relay)?,
         farewell: or(Id::FarewellTimeout, default.farewell)?,
     })
+}
+
+fn mute(typed: &Typed) -> Result<Option<Mute>, Fatal> {
+    const STARTTLS: [u16; 2] = [25, 587];
+    if typed.way != Way::Mute {
+        return Ok(None);
+    }
+    let Some(word) = text(typed, Id::Mute)? else { return Ok(Some(Mute::Ports(STARTTLS.into()))) };
+    if word == "always" {
+        return Ok(Some(Mute::Always));
+    }
+    let port = |word: &str| Some(word).filter(|word| is_digits(word)).and_then(|word| word.parse().ok());
+    match word.split(',').map(port).collect() {
+        Some(ports) => Ok(Some(Mute::Ports(ports))),
+        None => usage(format!("--mute= takes always, or ports and commas, not {word:?}")),
+    }
+}
+
+/// What changes nothing but who the client says it is, each on its line: nothing of a mail, and nothing that a server could
+/// read as two commands.
+fn told(typed: &Typed) -> Result<Vec<(Verb, Vec<u8>)>, Fatal> {
+    let lines =
+        text(typed, Id::Told)?.unwrap_or_default().split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line));
+    let command = |line: &str| {
+        let verb = Verb::of(line.as_bytes());
+        let is_harmless = matches!(verb.kind(), Kind::Hello | Kind::Harmless) && verb != Verb::Quit;
+        let is_line = line.len() < LIMIT && !line.bytes().any(|octet| octet.is_ascii_control());
+        match is_harmless && is_line {
+            true => Ok((verb, line.as_bytes().to_vec())),
+            false => usage(format!("{}: no command that may be replayed: {line:?}", called(Id::Told))),
+        }
+    };
+    lines.filter(|line| !line.is_empty()).map(command).collect()
 }
 
 fn backend_insecure(typed: &Typed, host: Option<&str>) -> Result<bool, Fatal> {

@@ -8,6 +8,8 @@ pub enum Id {
     Key,
     SelfSigned,
     Way,
+    Mute,
+    Told,
     BackendCa,
     CaDir,
     BackendName,
@@ -81,7 +83,8 @@ pub struct OptionSpec {
 pub const COUNT: usize = OPTIONS.len();
 
 /// The variables that are ours: PROG must not find them in its environment.
-pub const OWN_VARIABLES: [&str; 6] = ["CERTFILE", "KEYFILE", "CAFILE", "CADIR", "TLS_UID", "TLS_GID"];
+pub const OWN_VARIABLES: [&str; 7] =
+    ["CERTFILE", "KEYFILE", "CAFILE", "CADIR", "TLS_UID", "TLS_GID", "STARTTLS_REPLAY"];
 
 const fn flag(id: Id, long: &'static str, group: Group, meaning: &'static str) -> OptionSpec {
     OptionSpec { id, long, short: None, value: None, env: None, default: "", meaning, group }
@@ -127,7 +130,7 @@ impl OptionSpec {
 }
 
 /// The table.
-pub const OPTIONS: [OptionSpec; 33] = [
+pub const OPTIONS: [OptionSpec; 35] = [
     valued(Id::Cert, "cert", "FILE", "", Group::Certificate, "our certificate chain, PEM").with_env("CERTFILE"),
     valued(Id::Key, "key", "FILE", "the --cert file", Group::Certificate, "the private key of --cert, PEM")
         .with_env("KEYFILE"),
@@ -140,6 +143,9 @@ pub const OPTIONS: [OptionSpec; 33] = [
         "instead: a throw-away certificate for NAME, made in memory",
     ),
     valued(Id::Way, "way", "WAY", "tls", Group::Backend, "who is behind TLS, HOST or PROG, and how it is reached"),
+    flag(Id::Mute, "mute", Group::Backend, "behind HOST's TLS in --way raw; =always, =PORT,...: whom to mute"),
+    variable(Id::Told, "STARTTLS_REPLAY", Group::Backend, "with --mute: what PROG is told first, a command a line")
+        .with_value("LINES"),
     valued(Id::BackendCa, "backend-ca", "FILE", "", Group::Backend, "certificates that HOST's is checked against, PEM")
         .with_env("CAFILE"),
     variable(Id::CaDir, "CADIR", Group::Backend, "a directory of such certificates; not read with --backend-ca")
@@ -228,9 +234,10 @@ const MEANING_COLUMN: usize = 33;
 pub fn help() -> String {
     let mut text = String::with_capacity(4096);
     text.push_str(concat!(
-        "Usage: starttls-wrapper [--way tls|plain] [OPTIONS] HOST PORT PROG [ARGS...]\n",
+        "Usage: starttls-wrapper [--way tls|plain|raw] [OPTIONS] HOST PORT PROG [ARGS...]\n",
         "       starttls-wrapper --way plain [OPTIONS] unix:PATH PROG [ARGS...]\n",
         "       starttls-wrapper --way keep|respawn [OPTIONS] PROG [ARGS...]\n",
+        "       starttls-wrapper --mute[=always] [OPTIONS] PROG [ARGS...]\n",
         "Runs PROG, a plaintext SMTP server, for the client on fds 0 and 1, and adds STARTTLS:\n",
         "a client that asks for it is handed over to the TLS-enabled server at HOST PORT.\n",
     ));

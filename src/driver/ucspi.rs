@@ -20,7 +20,7 @@ use crate::engine::{self, CLIENT_IN, CLIENT_OUT, Conn, Parts, Peer, SIGNALS, Sec
 use crate::error::Fatal;
 use crate::session::{ChildEnd, EndReason, PolicyEnd, Way};
 use crate::smtp::reply::Ours;
-use crate::sys::child::Child;
+use crate::sys::child::{self, Child};
 use crate::sys::dial::{Place, Target};
 use crate::sys::end::End;
 use crate::sys::holder::Holder;
@@ -35,11 +35,17 @@ use crate::tls::{Identity, Roots, UnixTime};
 pub fn serve(config: Config) -> Result<u8, Fatal> {
     let started = Instant::now();
     inherited::clean_up().map_err(|error| turn_away("prepare the inherited descriptors", error))?;
+    if config.mute.as_ref().is_some_and(|mute| !mute.is_for(std::env::var_os("TCPLOCALPORT").as_deref())) {
+        // No wrapper has greeted this client: PROG does, as if we were not there.
+        let error = child::become_program(&config.program, &config.arguments, &OWN_VARIABLES);
+        return Err(turn_away("execute PROG", error));
+    }
     let (holder, held) = match hold(&config) {
         Ok(holder) => (holder, Ok(())),
         Err(error) => (None, Err(not_started(&config, error))),
     };
-    let identity = if config.policy.require_tls { Some(identity(&config.identity)) } else { None };
+    let identity =
+        if config.policy.require_tls && config.policy.way.ends_tls() { Some(identity(&config.identity)) } else { None };
     let child = held.and_then(|()| match identity {
         Some(None) => Err(EndReason::Policy(PolicyEnd::NoCertificate)),
         None | Some(Some(_)) => start(&config),
@@ -47,7 +53,8 @@ pub fn serve(config: Config) -> Result<u8, Fatal> {
     let identity = identity.unwrap_or_else(|| self::identity(&config.identity));
     let dropped = privileges::become_user(config.uid, config.gid).and_then(|()| privileges::harden());
     let children = child.iter().map(Child::pid).chain(holder.iter().map(Holder::pid)).collect();
-    let needs = config.sandbox.then(|| needs(&config, identity.is_some(), children));
+    let offers_tls = identity.is_some() || !config.policy.way.ends_tls();
+    let needs = config.sandbox.then(|| needs(&config, offers_tls, children));
     let mut conn =
         Parted::new(config, identity, child, holder, started).map_err(|error| turn_away("watch the client", error))?;
     if let Err(error) = dropped {
@@ -140,7 +147,7 @@ impl Parted {
             (Some(_) | None, _) => None,
         };
         let mut policy = config.policy;
-        policy.offer_tls = identity.is_some();
+        policy.offer_tls = identity.is_some() || !policy.way.ends_tls();
         if config.backend_insecure {
             warn!("the backend's certificate is not checked (--backend-insecure)");
         }

@@ -20,6 +20,7 @@ use crate::tls::{Leg, TlsError};
 
 use super::bridge::{self, Received, Trouble};
 use super::handover::Setups;
+use super::tokens::{CHILD_IN, CHILD_OUT};
 
 /// What is read at once from a server that speaks in the clear: what a pipe holds.
 const ROOM: usize = 64 * 1024;
@@ -111,6 +112,17 @@ impl Backend {
             Link::Clear(Clear { ends: Ends::Pipes(from, to), .. }) => Some((from, to)),
             Link::Clear(_) | Link::Tls(..) => None,
         }
+    }
+
+    /// The two directions of a backend in the clear: what it says, and what it is told. `None`: it speaks TLS.
+    pub(super) fn into_halves(self) -> io::Result<Option<(End, Option<End>)>> {
+        Ok(match self.link {
+            Link::Clear(Clear { ends: Ends::Pipes(from, to), .. }) => Some((from, to)),
+            Link::Clear(Clear { ends: Ends::Socket(end), .. }) => {
+                Some((end.again(CHILD_OUT)?, Some(end.again(CHILD_IN)?)))
+            }
+            Link::Tls(..) => None,
+        })
     }
 
     /// What it says.

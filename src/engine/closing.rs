@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use mio::Registry;
 
-use crate::session::{ClientEnd, EndReason, Phase, limits};
+use crate::session::{ClientEnd, EndReason, Phase, Way, limits};
 use crate::tls::Leg;
 
 use super::backend::Backend;
@@ -12,7 +12,7 @@ use super::bridge;
 use super::conn::Conn;
 use super::dismissal::Dismissal;
 use super::linger::Linger;
-use super::report;
+use super::report::{self, Mode};
 
 /// How long what is owed may take to leave: a client that reads slowly still gets the end of what a server said before it
 /// closed; one that is thrown out gets its farewell or does not.
@@ -82,8 +82,14 @@ impl Conn {
                 self.session.handle_unsent();
             }
             let facts = client.leg.as_ref().map(Leg::facts);
+            let mode = match (self.policy.way, &facts) {
+                (_, Some(facts)) => Mode::Tls(facts),
+                (Way::Mute, None) => Mode::Mute,
+                (Way::Raw, None) if self.session.ended_in() == Phase::RelayTls => Mode::Raw,
+                (_, None) => Mode::Plain,
+            };
             if let Some(reason) = self.session.end() {
-                report::end(&self.info, reason, facts.as_ref(), self.tally, self.session.recorded(), self.started);
+                report::end(&self.info, reason, &mode, self.tally, self.session.recorded(), self.started);
             }
             self.client = None;
         }
@@ -101,7 +107,7 @@ impl Conn {
     /// Begins the child's farewell, once. `knows_us`: what it is told is ours, and not the client's inside TLS.
     pub(super) fn dismiss(&mut self, knows_us: bool, registry: &Registry, now: Instant) {
         let Some(child) = self.child.take() else { return };
-        let relayed = matches!(self.session.ended_in(), Phase::RelayPlain);
+        let relayed = matches!(self.session.ended_in(), Phase::RelayPlain | Phase::RelayTls);
         let between = knows_us && !relayed && self.session.to_child.is_empty();
         let (stdin, stdout) = (self.child_in.take(), self.child_out.take());
         let patience = self.policy.timeouts.farewell;

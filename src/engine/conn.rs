@@ -14,7 +14,7 @@ use mio::{Interest, Registry, Token};
 
 use crate::client_info::ClientInfo;
 use crate::session::policy::RelayMode;
-use crate::session::{ClientEnd, EndReason, Phase, Policy, Session};
+use crate::session::{ClientEnd, EndReason, Phase, Policy, Session, Way};
 use crate::sys::child::Child;
 use crate::sys::dial::{Resolver, Target};
 use crate::sys::end::End;
@@ -149,6 +149,9 @@ impl Conn {
         if let Err(error) = watched {
             session.handle_end(EndReason::System(format!("can't watch: {error}")), parts.started);
         }
+        // Behind TLS from the start.
+        let from_child = if parts.policy.way == Way::Mute { child_out.take() } else { None };
+        let backend = from_child.map(|from| Backend::child(from, child_in.take()));
         let client = Client {
             input,
             output,
@@ -170,7 +173,7 @@ impl Conn {
             dial: None,
             resolver: Resolver::default(),
             setups: None,
-            backend: None,
+            backend,
             relay: None,
             batch: Batch::default(),
             dismissals: Vec::new(),
@@ -266,7 +269,7 @@ impl Conn {
                 Phase::Announce => self.announce(registry, now),
                 Phase::SecureClient => self.secure_client(now),
                 Phase::Start => self.start_fresh(registry, now),
-                Phase::Gate => self.read_backend(now) | self.read_client_tls(now),
+                Phase::Gate => self.read_backend(now) | self.read_client(now),
                 Phase::RelayPlain => self.relay_plain(registry, now),
                 Phase::RelayTls => self.relay_tls(registry, now),
                 Phase::Close => {
@@ -308,6 +311,7 @@ impl Conn {
     fn is_client_lost(&self) -> bool {
         let is_unread = match self.session.phase() {
             Phase::RelayPlain => self.child_in.is_none(),
+            Phase::RelayTls => self.relay.is_some() && self.child_in.is_none(),
             Phase::Snoop | Phase::Gate => self.session.client_room() == 0 || !self.session.may_take(),
             _ if self.session.is_inside() => self.session.client_room() == 0,
             Phase::Dial
@@ -318,7 +322,6 @@ impl Conn {
             | Phase::Commit
             | Phase::Announce
             | Phase::SecureClient
-            | Phase::RelayTls
             | Phase::Close => false,
         };
         is_unread && self.client.as_ref().is_some_and(|client| client.input.is_broken && !client.is_over)

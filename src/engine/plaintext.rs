@@ -38,7 +38,8 @@ impl Conn {
 
     /// Reads the client as far as the session wants it.
     pub(super) fn read_client(&mut self, now: Instant) -> bool {
-        if self.session.is_inside() {
+        let is_tls = self.client.as_ref().is_some_and(|client| client.leg.is_some());
+        if is_tls && self.session.is_inside() {
             return self.read_client_tls(now);
         }
         let mut moved = false;

@@ -21,6 +21,24 @@ use super::tokens::CHILD_EXIT;
 pub(super) const READS: usize = 8;
 
 impl Conn {
+    /// Client and backend, in no TLS of ours: the kernel moves these octets too. What was queued for the backend leaves first.
+    fn relay_clear(&mut self, registry: &Registry, now: Instant) -> bool {
+        let is_ready = |backend: &mut Backend| self.session.to_backend.is_empty() && backend.takes_more();
+        if let Some(backend) = self.backend.take_if(is_ready) {
+            let is_deaf = backend.is_deaf;
+            let halves = backend.into_halves().and_then(|halves| {
+                let (mut from, to) = halves.ok_or(std::io::ErrorKind::InvalidInput)?;
+                from.watch(registry, Interest::READABLE)?;
+                Ok((from, to.filter(|_| !is_deaf)))
+            });
+            match halves {
+                Ok((from, to)) => (self.child_out, self.child_in) = (Some(from), to),
+                Err(error) => self.session.handle_end(EndReason::System(format!("can't watch: {error}")), now),
+            }
+        }
+        self.backend.is_none() && self.relay_plain(registry, now)
+    }
+
     /// Client and child. What was queued before the cutoff leaves first, in either direction.
     pub(super) fn relay_plain(&mut self, registry: &Registry, now: Instant) -> bool {
         self.release_holder(registry, now);
@@ -43,7 +61,7 @@ impl Conn {
         let (before_in, before_out) = (relay.to_server.moved, relay.to_client.moved);
         let mut again = false;
         if client.is_over && self.session.to_child.is_empty() {
-            self.child_in = None;
+            end_input(&mut self.child_in);
         } else if let Some(sink) = self.child_in.as_mut().filter(|_| self.session.to_child.is_empty())
             && relay.to_server.is_awake
         {
@@ -55,7 +73,7 @@ impl Conn {
                     again = true;
                 }
                 // It reads no more; what it still says is passed on.
-                Run::SinkGone => self.child_in = None,
+                Run::SinkGone => end_input(&mut self.child_in),
                 Run::SourceBroke => {
                     client.is_over = true;
                     self.session.handle_end(EndReason::Client(ClientEnd::BrokeOff), now);
@@ -69,6 +87,10 @@ impl Conn {
             match relay.to_client.run(source, &mut client.output) {
                 Run::Wait => {}
                 Run::Again => again = true,
+                Run::SourceBroke if self.child.is_none() => {
+                    self.session.handle_end(EndReason::Backend(BackendEnd::BrokeOff), now);
+                    again = true;
+                }
                 Run::Ended | Run::SourceBroke => {
                     self.child_out = None;
                     client.output.shut_down();
@@ -100,7 +122,14 @@ impl Conn {
         if self.child_out.is_some() {
             return false;
         }
-        let Some(child) = &mut self.child else { return false };
+        let Some(child) = &mut self.child else {
+            // It was HOST's connection that ended; the client's may have ended before.
+            let is_over = self.client.as_ref().is_none_or(|client| client.is_over);
+            if is_over {
+                self.session.handle_end(EndReason::Over, now);
+            }
+            return is_over;
+        };
         let looked = self.exit.is_some();
         if self.exit.as_mut().is_some_and(|exit| !core::mem::take(&mut exit.readable)) {
             return false;
@@ -136,6 +165,9 @@ impl Conn {
 
     /// Client and backend.
     pub(super) fn relay_tls(&mut self, registry: &Registry, now: Instant) -> bool {
+        if self.client.as_ref().is_some_and(|client| client.leg.is_none()) {
+            return self.relay_clear(registry, now);
+        }
         let (received, sent) = (self.tally.received, self.tally.sent);
         let moved = self.relay_to_backend(now) | self.relay_to_client(now);
         if let Some(client) = &self.client {
@@ -268,6 +300,13 @@ impl Conn {
             client.output.shut_down();
         }
         moved | finished(&mut self.session, client.close_sent && !leg.wants_write(), backend, now)
+    }
+}
+
+/// No more will come: a child sees the end of its input, HOST that of our side.
+fn end_input(end: &mut Option<End>) {
+    if let Some(mut end) = end.take().filter(End::is_socket) {
+        end.shut_down();
     }
 }
 

@@ -38,7 +38,7 @@ pub(super) fn note(client: &ClientInfo, note: &Note) {
 pub(super) fn end(
     client: &ClientInfo,
     reason: &EndReason,
-    facts: Option<&Facts>,
+    mode: &Mode<'_>,
     tally: Tally,
     recorded: u32,
     started: Instant,
@@ -48,9 +48,8 @@ pub(super) fn end(
     }
     let Tally { received, sent } = tally;
     let seconds = Seconds(started.elapsed());
-    let tls = Tls(facts);
     info!(
-        "client={client} end=\"{reason}\" {tls} received={received} sent={sent} recorded={recorded} seconds={seconds}"
+        "client={client} end=\"{reason}\" mode={mode} received={received} sent={sent} recorded={recorded} seconds={seconds}"
     );
 }
 
@@ -62,12 +61,27 @@ impl core::fmt::Display for Seconds {
     }
 }
 
-struct Tls<'a>(Option<&'a Facts>);
+/// How the client was served.
+pub(super) enum Mode<'a> {
+    /// Without TLS.
+    Plain,
+    /// Through TLS of ours.
+    Tls(&'a Facts),
+    /// Through TLS between it and HOST.
+    Raw,
+    /// Through TLS before us.
+    Mute,
+}
 
-impl core::fmt::Display for Tls<'_> {
+impl core::fmt::Display for Mode<'_> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let Some(facts) = self.0 else { return f.write_str("mode=plain") };
-        write!(f, "mode=tls tls={} suite={}", facts.version, facts.suite)?;
+        let facts = match self {
+            Self::Plain => return f.write_str("plain"),
+            Self::Raw => return f.write_str("raw"),
+            Self::Mute => return f.write_str("mute"),
+            Self::Tls(facts) => facts,
+        };
+        write!(f, "tls tls={} suite={}", facts.version, facts.suite)?;
         if let Some(group) = &facts.group {
             write!(f, " group={group}")?;
         }

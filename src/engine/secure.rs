@@ -29,7 +29,8 @@ impl Conn {
             self.dial = None;
             return true;
         }
-        match self.set_up().and_then(|()| self.reach(registry, now)) {
+        let set_up = if self.policy.way.ends_tls() { self.set_up() } else { Ok(()) };
+        match set_up.and_then(|()| self.reach(registry, now)) {
             Ok(false) => return false,
             Ok(true) => self.session.handle_dialled(now),
             Err(why) => self.session.handle_handover_failed(why, now),
@@ -41,8 +42,8 @@ impl Conn {
     /// True: the server is reached, as far as it is before the 220.
     fn reach(&mut self, registry: &Registry, now: Instant) -> Result<bool, String> {
         let backend = match self.policy.way {
-            Way::Tls | Way::Plain => self.connect(registry, now)?,
-            Way::Keep => Some(self.take_child_over()?),
+            Way::Tls | Way::Plain | Way::Raw => self.connect(registry, now)?,
+            Way::Keep | Way::Mute => Some(self.take_child_over()?),
             Way::Respawn => {
                 let waits = self.holder.as_mut().is_some_and(Holder::waits);
                 return if waits { Ok(true) } else { Err("the process that was to become PROG is gone".to_owned()) };
@@ -77,8 +78,8 @@ impl Conn {
         };
         // By the way alone, so that nothing forgotten elsewhere makes a connection a clear one.
         match self.policy.way {
-            Way::Plain => Ok(Some(Backend::socket(end))),
-            Way::Tls | Way::Keep | Way::Respawn => {
+            Way::Plain | Way::Raw => Ok(Some(Backend::socket(end))),
+            Way::Tls | Way::Keep | Way::Respawn | Way::Mute => {
                 let setups = self.setups.as_ref().ok_or("TLS is not set up")?;
                 Backend::tls(end, setups).map(Some).map_err(|error| error.to_string())
             }
@@ -201,6 +202,7 @@ impl Conn {
         match leg {
             Some(Ok(leg)) => client.leg = Some(leg),
             Some(Err(error)) => self.session.handle_end(EndReason::Engine(error.to_string()), now),
+            None if !self.policy.way.ends_tls() => {}
             None => self.session.handle_end(EndReason::Bug("no TLS configuration".to_owned()), now),
         }
         if self.session.phase() == Phase::Announce {

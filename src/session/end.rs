@@ -80,6 +80,8 @@ pub enum BackendEnd {
     Gone,
     /// Spoke before the client did.
     Unasked,
+    /// Reset its connection.
+    BrokeOff,
     /// Its TLS failed: why.
     Tls(String),
 }
@@ -113,7 +115,7 @@ impl EndReason {
             Self::Over
             | Self::Client(ClientEnd::Gone | ClientEnd::BrokeOff)
             | Self::Child(ChildEnd::InsideReply | ChildEnd::Killed(_))
-            | Self::Backend(BackendEnd::Truncated)
+            | Self::Backend(BackendEnd::Truncated | BackendEnd::BrokeOff)
             | Self::Handshake(_)
             | Self::Tls(_)
             | Self::Engine(_)
@@ -178,6 +180,7 @@ impl fmt::Display for EndReason {
             Self::Backend(BackendEnd::Truncated) => f.write_str("backend closed without close_notify"),
             Self::Backend(BackendEnd::Gone) => f.write_str("backend closed"),
             Self::Backend(BackendEnd::Unasked) => f.write_str("backend spoke unasked"),
+            Self::Backend(BackendEnd::BrokeOff) => f.write_str("backend broke off"),
             Self::Backend(BackendEnd::Tls(why)) => write!(f, "TLS with the backend failed: {why}"),
             Self::Handover(failure) => failure.fmt(f),
             Self::Policy(PolicyEnd::TlsRequired) => f.write_str("TLS required"),

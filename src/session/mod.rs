@@ -97,13 +97,15 @@ impl Session {
     /// A session that begins now: the child has been started and its greeting is awaited.
     #[must_use]
     pub fn new(policy: Arc<Policy>, now: Instant) -> Self {
-        let transcript = Transcript::new(policy.replay);
-        Self {
+        let transcript = Transcript::told(policy.replay, &policy.told);
+        let phase = Phase::first(policy.way);
+        let dialogue = if phase == Phase::Snoop { Dialogue::with_greeting() } else { Dialogue::only_when_asked() };
+        let mut session = Self {
             policy,
-            phase: Phase::Snoop,
+            phase,
             end: None,
-            ended_in: Phase::Snoop,
-            dialogue: Dialogue::with_greeting(),
+            ended_in: phase,
+            dialogue,
             snooper: Snooper::default(),
             transcript,
             replay: None,
@@ -116,7 +118,9 @@ impl Session {
             to_client: Buffer::default(),
             to_child: Buffer::default(),
             to_backend: Buffer::default(),
-        }
+        };
+        session.begin(now);
+        session
     }
 
     /// What the session is doing.

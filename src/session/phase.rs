@@ -48,7 +48,7 @@ pub enum Phase {
     Gate,
     /// Client and child, octet for octet.
     RelayPlain,
-    /// Client and backend, octet for octet, each leg in its TLS.
+    /// Client and backend, octet for octet; in the way `raw` the octets of their TLS.
     RelayTls,
     /// Over: what is owed leaves, then the ends are closed.
     Close,
@@ -112,12 +112,24 @@ impl Phase {
             Way::Plain => &[Dial, Greeting, Replay, Commit, Announce, SecureClient, Gate],
             Way::Keep => &[Dial, Replay, Commit, Announce, SecureClient, Gate],
             Way::Respawn => &[Dial, Commit, Announce, SecureClient, Start, Greeting, Replay, Gate],
+            Way::Raw => &[Dial, Commit, Announce],
+            Way::Mute => &[Greeting, Replay, Gate],
         }
     }
 
-    /// The step behind this one.
+    /// What a session begins with.
+    #[must_use]
+    pub fn first(way: Way) -> Self {
+        match Self::steps(way) {
+            [first, ..] if !Self::steps(way).contains(&Self::Announce) => *first,
+            _ => Self::Snoop,
+        }
+    }
+
+    /// What follows this step: the next one, or behind the last the relay.
     fn next(self, way: Way) -> Option<Self> {
-        Self::steps(way).iter().skip_while(|step| **step != self).nth(1).copied()
+        let mut behind = Self::steps(way).iter().skip_while(|step| **step != self);
+        behind.next().map(|_| behind.next().copied().unwrap_or(Self::RelayTls))
     }
 
     /// The phase that follows, or `None` where the diagram has no such arrow.
@@ -126,28 +138,30 @@ impl Phase {
         let done = |step: Self| if self == step { step.next(way) } else { None };
         match cause {
             Cause::Ended => Some(Self::Close),
-            Cause::Cutoff => (self == Self::Snoop).then_some(Self::RelayPlain),
-            Cause::Starttls if self == Self::Snoop => Self::steps(way).first().copied(),
-            Cause::Starttls => None,
+            Cause::Cutoff | Cause::Starttls if self != Self::Snoop || Self::first(way) != Self::Snoop => None,
+            Cause::Cutoff => Some(Self::RelayPlain),
+            Cause::Starttls => Self::steps(way).first().copied(),
             Cause::Dialled => done(Self::Dial),
             Cause::BackendSecured => done(Self::SecureBackend),
             Cause::Started => done(Self::Start),
             Cause::Greeted => done(Self::Greeting),
             // A greeting with nothing to replay behind it.
-            Cause::Replayed if self == Self::Greeting => self.next(way).and_then(|replay| replay.next(way)),
+            Cause::Replayed if self == Self::Greeting => done(Self::Greeting).and_then(|replay| replay.next(way)),
             Cause::Replayed => done(Self::Replay),
             Cause::HandoverFailed => self.is_handover(way).then_some(Self::Snoop),
             Cause::Quiet => done(Self::Commit),
             Cause::Announced => done(Self::Announce),
             Cause::ClientSecured => done(Self::SecureClient),
-            Cause::Opened => (self == Self::Gate).then_some(Self::RelayTls),
+            Cause::Opened => done(Self::Gate),
         }
     }
 
     /// STARTTLS was said and the 220 was not: a failure here is a 454, and an octet of the client an attack.
     #[must_use]
     pub fn is_handover(self, way: Way) -> bool {
-        Self::steps(way).iter().take_while(|step| **step != Self::Announce).any(|step| *step == self)
+        let steps = Self::steps(way);
+        let announced = steps.iter().position(|step| *step == Self::Announce).unwrap_or(0);
+        steps[..announced].contains(&self)
     }
 
     /// The server behind TLS is on its way: what fails is a step of it, before the 220 or behind.
@@ -159,7 +173,9 @@ impl Phase {
     /// The client's TLS stands, and no relay has begun: what the client says is kept for the gate, and what we say is for it.
     #[must_use]
     pub fn is_inside(self, way: Way) -> bool {
-        Self::steps(way).iter().skip_while(|step| **step != Self::SecureClient).skip(1).any(|step| *step == self)
+        let steps = Self::steps(way);
+        let begin = steps.iter().rposition(|step| matches!(step, Self::Announce | Self::SecureClient));
+        steps[begin.map_or(0, |before| before + 1)..].contains(&self)
     }
 
     /// The name in the log.
@@ -237,7 +253,7 @@ mod tests {
     type Arrow = (Phase, Cause, Option<Phase>);
 
     /// Those of the diagram's arrows that a way has otherwise; it has no others.
-    const OTHERWISE: [(Way, &[Arrow]); 3] = [
+    const OTHERWISE: [(Way, &[Arrow]); 5] = [
         (
             Way::Plain,
             &[
@@ -269,6 +285,41 @@ mod tests {
                 (Phase::Greeting, Cause::HandoverFailed, None),
                 (Phase::Replay, Cause::Replayed, Some(Phase::Gate)),
                 (Phase::Replay, Cause::HandoverFailed, None),
+            ],
+        ),
+        (
+            Way::Raw,
+            &[
+                (Phase::Dial, Cause::Dialled, Some(Phase::Commit)),
+                (Phase::SecureBackend, Cause::BackendSecured, None),
+                (Phase::SecureBackend, Cause::HandoverFailed, None),
+                (Phase::Greeting, Cause::Greeted, None),
+                (Phase::Greeting, Cause::Replayed, None),
+                (Phase::Greeting, Cause::HandoverFailed, None),
+                (Phase::Replay, Cause::Replayed, None),
+                (Phase::Replay, Cause::HandoverFailed, None),
+                (Phase::Announce, Cause::Announced, Some(Phase::RelayTls)),
+                (Phase::SecureClient, Cause::ClientSecured, None),
+                (Phase::Gate, Cause::Opened, None),
+            ],
+        ),
+        (
+            Way::Mute,
+            &[
+                (Phase::Snoop, Cause::Cutoff, None),
+                (Phase::Snoop, Cause::Starttls, None),
+                (Phase::Dial, Cause::Dialled, None),
+                (Phase::Dial, Cause::HandoverFailed, None),
+                (Phase::SecureBackend, Cause::BackendSecured, None),
+                (Phase::SecureBackend, Cause::HandoverFailed, None),
+                (Phase::Greeting, Cause::Replayed, Some(Phase::Gate)),
+                (Phase::Greeting, Cause::HandoverFailed, None),
+                (Phase::Replay, Cause::Replayed, Some(Phase::Gate)),
+                (Phase::Replay, Cause::HandoverFailed, None),
+                (Phase::Commit, Cause::Quiet, None),
+                (Phase::Commit, Cause::HandoverFailed, None),
+                (Phase::Announce, Cause::Announced, None),
+                (Phase::SecureClient, Cause::ClientSecured, None),
             ],
         ),
     ];

@@ -21,6 +21,8 @@ pub struct Policy {
     pub way: Way,
     /// What of the recorded dialogue the backend is told.
     pub replay: Replay,
+    /// What it is told before that, each with the verb it begins with: commands that somebody else has recorded.
+    pub told: Vec<(Verb, Vec<u8>)>,
     /// How long each wait may last.
     pub timeouts: Timeouts,
 }
@@ -113,6 +115,7 @@ impl Default for Policy {
             cutoff: Cutoff::default(),
             way: Way::default(),
             replay: Replay::default(),
+            told: Vec::new(),
             timeouts: Timeouts::default(),
         }
     }

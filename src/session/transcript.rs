@@ -60,6 +60,17 @@ impl Transcript {
         Self { keep, entries: VecDeque::new(), octets: 0, recorded: 0, is_full: false }
     }
 
+    /// One that begins with what was recorded, and accepted, elsewhere.
+    #[must_use]
+    pub fn told(keep: Replay, commands: &[(Verb, Vec<u8>)]) -> Self {
+        let mut transcript = Self::new(keep);
+        for (verb, line) in commands {
+            let number = transcript.record(*verb, line);
+            transcript.answered(number, b'2');
+        }
+        transcript
+    }
+
     /// Records a command line (without its line end) that goes to the child. Returns its number.
     pub fn record(&mut self, verb: Verb, line: &[u8]) -> u32 {
         self.recorded = self.recorded.wrapping_add(1);

@@ -14,11 +14,16 @@ pub enum Way {
     Keep,
     /// A fresh child, which is told of the client's TLS.
     Respawn,
+    /// HOST PORT, to which the client's TLS goes untouched.
+    Raw,
+    /// No way of a command line's `--way`: `--mute`, which stands behind the TLS that `Raw` leads to. The client has said STARTTLS
+    /// elsewhere, and is at the gate once the child has greeted.
+    Mute,
 }
 
 impl Way {
-    /// All of them, as the manual lists them.
-    pub const ALL: [Self; 4] = [Self::Tls, Self::Plain, Self::Keep, Self::Respawn];
+    /// All that STARTTLS can lead to, as the manual lists them.
+    pub const ALL: [Self; 5] = [Self::Tls, Self::Plain, Self::Keep, Self::Respawn, Self::Raw];
 
     /// Its word on the command line and in the log.
     #[must_use]
@@ -28,6 +33,8 @@ impl Way {
             Self::Plain => "plain",
             Self::Keep => "keep",
             Self::Respawn => "respawn",
+            Self::Raw => "raw",
+            Self::Mute => "mute",
         }
     }
 
@@ -35,8 +42,17 @@ impl Way {
     #[must_use]
     pub fn dials(self) -> bool {
         match self {
-            Self::Tls | Self::Plain => true,
-            Self::Keep | Self::Respawn => false,
+            Self::Tls | Self::Plain | Self::Raw => true,
+            Self::Keep | Self::Respawn | Self::Mute => false,
+        }
+    }
+
+    /// Whether the client's TLS is ours, for which there is a certificate.
+    #[must_use]
+    pub fn ends_tls(self) -> bool {
+        match self {
+            Self::Tls | Self::Plain | Self::Keep | Self::Respawn => true,
+            Self::Raw | Self::Mute => false,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus, Stdio};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -79,6 +79,17 @@ impl Child {
     pub fn pid(&self) -> Pid {
         self.pid
     }
+}
+
+/// Becomes `program`, as [`Child::start`] would start it but with our own descriptors. Returns why it can't.
+#[must_use]
+pub fn become_program(program: &OsStr, arguments: &[OsString], own: &[&str]) -> io::Error {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    for name in own {
+        command.env_remove(name);
+    }
+    command.exec()
 }
 
 impl Drop for Child {

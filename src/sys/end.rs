@@ -92,6 +92,14 @@ impl End {
         Self::plain(fd, token, false)
     }
 
+    /// The same socket once more, to be watched for itself.
+    ///
+    /// # Errors
+    /// The system call's.
+    pub fn again(&self, token: Token) -> io::Result<Self> {
+        Ok(Self::plain(self.fd.as_fd().try_clone_to_owned()?, token, self.is_socket))
+    }
+
     fn plain(fd: OwnedFd, token: Token, is_socket: bool) -> Self {
         Self {
             fd,

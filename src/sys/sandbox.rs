@@ -228,6 +228,7 @@ const ALWAYS: &[libc::c_long] = &[
     libc::SYS_write,
     libc::SYS_writev,
     libc::SYS_splice,
+    libc::SYS_pipe2,
     libc::SYS_close,
     libc::SYS_shutdown,
     libc::SYS_dup3,

@@ -17,13 +17,13 @@ use crate::trace::Trace;
 use crate::wire::{End, PATIENCE, Wire};
 
 /// Each way.
-const MUCH: u64 = 64 << 20;
+pub(crate) const MUCH: u64 = 64 << 20;
 
 /// Enough to fill every buffer of a pipe, a socket and this program many times over.
-const ENOUGH: u64 = 16 << 20;
+pub(crate) const ENOUGH: u64 = 16 << 20;
 
 /// Both ways at once between `client` and `there`.
-fn both_ways(client: &mut Wire, there: &mut Wire, total: u64) {
+pub(crate) fn both_ways(client: &mut Wire, there: &mut Wire, total: u64) {
     std::thread::scope(|scope| {
         let (seed, other) = (total + 1, total + 2);
         let server = scope
@@ -61,7 +61,7 @@ fn every_octet_passes_the_copying_relay_and_memory_stays_flat() {
 
 #[test]
 fn every_octet_passes_the_tls_relay_of_each_way_and_memory_stays_flat() {
-    for way in Way::ALL {
+    for way in Way::ALL.into_iter().filter(|way| way.ends_tls()) {
         let Standing { mut door, mut child, .. } = Standing::at(At::RelayTls, &Start { way, ..Start::default() });
         let before = door.memory("VmHWM");
         let mut kept = child_behind(way, &mut door, &mut child).map(|child| child.wire());
@@ -306,7 +306,8 @@ fn a_client_that_never_reads_stops_a_flooding_child_in_the_dialogue_and_in_the_r
 
 #[test]
 fn sides_of_the_tls_relay_that_never_read_stop_the_other_and_memory_stays_flat() {
-    let cases: Vec<_> = Way::ALL.iter().flat_map(|&way| [(way, true), (way, false)]).collect();
+    let cases: Vec<_> =
+        Way::ALL.iter().filter(|way| way.ends_tls()).flat_map(|&way| [(way, true), (way, false)]).collect();
     all_of(&cases, |&(way, client_floods)| {
         let start = Start { options: &["--relay-timeout", "3"], way, ..Start::default() };
         let Standing { mut door, mut child, .. } = Standing::at(At::RelayTls, &start);

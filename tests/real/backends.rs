@@ -23,7 +23,13 @@ pub(crate) fn stunnel(stage: &Stage, identity: &Identity, newest: &str, queue: &
 }
 
 #[track_caller]
-fn stunnel_before(stage: &Stage, identity: &Identity, newest: &str, server: &str, queue: &Queue) -> SocketAddrV4 {
+pub(crate) fn stunnel_before(
+    stage: &Stage,
+    identity: &Identity,
+    newest: &str,
+    server: &str,
+    queue: &Queue,
+) -> SocketAddrV4 {
     let at = stage.unused_port();
     let configuration = format!(
         "foreground = yes\npid =\nsyslog = no\ndebug = 6\n[smtps]\naccept = {at}\ncert = {}\nkey = {}\nsslVersionMax = {newest}\n{server}\n",
@@ -125,13 +131,19 @@ fn opensmtpd_behind_stunnel_takes_a_letter_without_replay() {
 fn tlswrapper_takes_a_letter() {
     let stage = Stage::new();
     let (identity, queue) = (Identity::self_signed(&stage, "own"), Queue::new(&stage, "backend"));
+    let backend = tlswrapper(&stage, &identity, &MAILFRONT, &queue);
+    takes_a_letter(&stage, &identity, backend, |letter| queue.holds(letter));
+}
+
+/// tlswrapper before a server that it starts for each connection.
+#[track_caller]
+pub(crate) fn tlswrapper(stage: &Stage, identity: &Identity, server: &[&str], queue: &Queue) -> SocketAddrV4 {
     let mut both = std::fs::read(&identity.key).expect("key");
     both.extend(std::fs::read(&identity.certificate).expect("certificate"));
     let both = stage.write("both.pem", both);
     let mut argv = vec!["tlswrapper".into(), "-f".into(), both.into()];
-    argv.extend(MAILFRONT.map(Into::into));
-    let backend = tcpserver(&stage, "tlswrapper", &argv, &queue);
-    takes_a_letter(&stage, &identity, backend, |letter| queue.holds(letter));
+    argv.extend(server.iter().map(Into::into));
+    tcpserver(stage, "tlswrapper", &argv, queue)
 }
 
 #[test]

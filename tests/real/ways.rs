@@ -5,6 +5,7 @@
 
 use std::net::SocketAddrV4;
 
+use crate::backends::{stunnel_before, tlswrapper};
 use crate::clients::{Mode, curl, openssl, swaks};
 use crate::front::{Identity, MAILFRONT, sessions_ended_well, tcpserver, wrapper_by};
 use crate::letter::{Queue, letter, long_letter};
@@ -17,19 +18,19 @@ struct Behind {
 }
 
 /// Nowhere else: PROG takes all.
-fn prog(stage: &Stage) -> Behind {
+fn prog(stage: &Stage, _: &Identity) -> Behind {
     Behind { server: Vec::new(), queue: Queue::new(stage, "child") }
 }
 
 /// A mailfront under tcpserver, in the clear.
-fn on_loopback(stage: &Stage) -> Behind {
+fn on_loopback(stage: &Stage, _: &Identity) -> Behind {
     let queue = Queue::new(stage, "backend");
     let at = tcpserver(stage, "backend", &MAILFRONT.map(Into::into), &queue);
     Behind { server: vec![at.ip().to_string(), at.port().to_string()], queue }
 }
 
 /// A mailfront on a UNIX socket, in the clear.
-fn on_a_unix_socket(stage: &Stage) -> Behind {
+fn on_a_unix_socket(stage: &Stage, _: &Identity) -> Behind {
     let (queue, path) = (Queue::new(stage, "backend"), stage.path("smtp.socket"));
     let mut command = stage.command(["systemd-socket-activate", "--accept", "--inetd", "-E", "QUEUEDIR", "-E", "PATH"]);
     command.arg("-l").arg(&path).args(MAILFRONT).env("QUEUEDIR", queue.folder());
@@ -39,19 +40,47 @@ fn on_a_unix_socket(stage: &Stage) -> Behind {
 
 struct Way {
     name: &'static str,
-    behind: fn(&Stage) -> Behind,
+    behind: fn(&Stage, &Identity) -> Behind,
 }
 
-const WAYS: [Way; 4] = [
+impl Way {
+    /// Its TLS is tlswrapper's, which knows no newer than 1.2.
+    fn is_old(&self) -> bool {
+        std::ptr::fn_addr_eq(self.behind, behind_tlswrapper as fn(&Stage, &Identity) -> Behind)
+    }
+}
+
+/// A mailfront behind somebody's TLS, muted.
+const MUTED: [&str; 6] =
+    [env!("CARGO_BIN_EXE_starttls-wrapper"), "--mute=always", "mailfront", "smtp", "queuedir", "accept"];
+
+fn behind_stunnel(stage: &Stage, identity: &Identity) -> Behind {
+    let queue = Queue::new(stage, "backend");
+    let server = format!("exec = {}\nexecArgs = {}", MUTED[0], MUTED.join(" "));
+    let at = stunnel_before(stage, identity, "TLSv1.3", &server, &queue);
+    Behind { server: vec![at.ip().to_string(), at.port().to_string()], queue }
+}
+
+/// It knows TLS 1.2 only.
+fn behind_tlswrapper(stage: &Stage, identity: &Identity) -> Behind {
+    let queue = Queue::new(stage, "backend");
+    let at = tlswrapper(stage, identity, &MUTED, &queue);
+    Behind { server: vec![at.ip().to_string(), at.port().to_string()], queue }
+}
+
+const WAYS: [Way; 6] = [
     Way { name: "keep", behind: prog },
     Way { name: "respawn", behind: prog },
     Way { name: "plain", behind: on_loopback },
     Way { name: "plain", behind: on_a_unix_socket },
+    Way { name: "raw", behind: behind_stunnel },
+    Way { name: "raw", behind: behind_tlswrapper },
 ];
 
 /// A front that goes this way; what is behind TLS; and PROG's queue where that is another one.
 fn front(stage: &Stage, way: &Way) -> (Identity, SocketAddrV4, Behind, Option<Queue>) {
-    let (identity, behind) = (Identity::self_signed(stage, "own"), (way.behind)(stage));
+    let identity = Identity::self_signed(stage, "own");
+    let behind = (way.behind)(stage, &identity);
     let child = (!behind.server.is_empty()).then(|| Queue::new(stage, "child"));
     let argv = wrapper_by(&identity, way.name, &behind.server, &MAILFRONT);
     let at = tcpserver(stage, "front", &argv, child.as_ref().unwrap_or(&behind.queue));
@@ -60,14 +89,19 @@ fn front(stage: &Stage, way: &Way) -> (Identity, SocketAddrV4, Behind, Option<Qu
 
 /// How many sessions went through TLS.
 fn through_tls(stage: &Stage) -> usize {
-    stage.log("front").lines().filter(|line| line.contains(" mode=tls tls=TLSv1.")).count()
+    stage
+        .log("front")
+        .lines()
+        .filter(|line| line.contains(" mode=tls tls=TLSv1.") || line.contains(" mode=raw "))
+        .count()
 }
 
 #[test]
 fn each_way_takes_letters_of_real_clients_through_tls_and_in_clear() {
     for way in &WAYS {
         for (client, name) in [(swaks as fn(&_, _, _, &_, &[u8]), "swaks"), (openssl, "openssl")] {
-            for mode in [Mode::Tls12, Mode::Tls13] {
+            let modes: &[Mode] = if way.is_old() { &[Mode::Tls12] } else { &[Mode::Tls12, Mode::Tls13] };
+            for &mode in modes {
                 let stage = Stage::new();
                 let (identity, at, behind, child) = front(&stage, way);
                 let text = letter(name);
@@ -96,7 +130,7 @@ fn each_way_takes_a_letter_of_many_megabytes_whole() {
         let stage = Stage::new();
         let (identity, at, behind, _child) = front(&stage, way);
         let long = long_letter("long", 8 << 20);
-        curl(&stage, at, Mode::Tls13, &identity, &long);
+        curl(&stage, at, if way.is_old() { Mode::Tls12 } else { Mode::Tls13 }, &identity, &long);
         behind.queue.holds(&long);
         sessions_ended_well(&stage);
     }

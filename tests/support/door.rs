@@ -132,12 +132,15 @@ impl Door {
             command.uid(uid).gid(uid);
         }
         command.args(start.options);
-        if start.certificate {
+        if start.certificate && start.way.ends_tls() {
             fs::write(path("cert.pem"), &certificate.certificate_pem).unwrap();
             fs::write(path("key.pem"), &certificate.key_pem).unwrap();
             command.arg("--cert").arg(path("cert.pem")).arg("--key").arg(path("key.pem"));
         }
-        command.args(["--way", start.way.name()]);
+        match start.way {
+            Way::Mute => command.arg("--mute=always"),
+            way => command.args(["--way", way.name()]),
+        };
         if start.way.dials() {
             command.args([start.host, &backend.port().to_string()]);
         }

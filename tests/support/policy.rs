@@ -8,7 +8,7 @@ use super::dialogue::Dialogue;
 /// The error names the file, and what is wrong with its options.
 pub(crate) fn policy(dialogue: &Dialogue) -> Result<Policy, String> {
     let mut words = dialogue.options.clone();
-    if dialogue.certificate {
+    if dialogue.certificate && dialogue.way.ends_tls() {
         words.extend(["--cert".to_owned(), "none.pem".to_owned()]);
     }
     words.extend(["--way", dialogue.way.name()].map(str::to_owned));

@@ -61,7 +61,9 @@ impl At {
         let has = |at: &Self| match at {
             Self::Dial => way.dials(),
             Self::BackendHandshake => way == Way::Tls,
-            Self::Greeting => way != Way::Keep,
+            Self::Greeting => !matches!(way, Way::Keep | Way::Raw),
+            // Behind the 220 it is between client and HOST.
+            Self::Replay | Self::ClientHandshake | Self::Gate | Self::RelayTls => way.ends_tls(),
             _ => true,
         };
         Self::ALL.into_iter().filter(has).map(|at| (way, at)).collect()
@@ -166,7 +168,7 @@ impl Standing {
                 backend.get(b"EHLO client.example\r\n")?;
             }
             Way::Keep => child.get(b"RSET\r\n")?,
-            Way::Respawn => {}
+            Way::Respawn | Way::Raw | Way::Mute => {}
         }
         self.since = Instant::now();
         if at == At::Replay && !at.is_late(self.way) {
@@ -217,8 +219,8 @@ impl Standing {
     /// What the server behind TLS says.
     fn behind_says(&mut self, octets: &[u8]) -> Result<(), String> {
         match self.way {
-            Way::Tls | Way::Plain => self.door.backend.wire()?.send(octets),
-            Way::Keep => self.child.send(octets),
+            Way::Tls | Way::Plain | Way::Raw => self.door.backend.wire()?.send(octets),
+            Way::Keep | Way::Mute => self.child.send(octets),
             Way::Respawn => self.door.fresh()?.send(octets),
         }
         Ok(())
@@ -228,8 +230,8 @@ impl Standing {
     pub(crate) fn ask_behind(&mut self, command: &str, reply: &str) -> Result<(), String> {
         self.door.client.as_mut().ok_or("no client")?.send(command.as_bytes());
         match self.way {
-            Way::Tls | Way::Plain => self.door.backend.wire()?.get(command.as_bytes())?,
-            Way::Keep => self.child.get(command.as_bytes())?,
+            Way::Tls | Way::Plain | Way::Raw => self.door.backend.wire()?.get(command.as_bytes())?,
+            Way::Keep | Way::Mute => self.child.get(command.as_bytes())?,
             Way::Respawn => self.door.fresh()?.get(command.as_bytes())?,
         }
         self.since = Instant::now();
@@ -279,8 +281,8 @@ impl Standing {
 /// The child that is behind TLS, where it is one.
 pub(crate) fn child_behind<'a>(way: Way, door: &'a mut Door, child: &'a mut Child) -> Option<&'a mut Child> {
     match way {
-        Way::Tls | Way::Plain => None,
-        Way::Keep => Some(child),
+        Way::Tls | Way::Plain | Way::Raw => None,
+        Way::Keep | Way::Mute => Some(child),
         Way::Respawn => door.fresh.as_mut(),
     }
 }

@@ -52,6 +52,15 @@ fn through(way: Way, dialogue: &Dialogue) -> Option<Dialogue> {
         }
         Way::Keep => (!has_option("--backend") && !has_option("--replay")).then(|| kept(&dialogue.steps)).flatten(),
         Way::Respawn => (!has_option("--backend")).then(|| respawned(&dialogue.steps)).flatten(),
+        Way::Raw => {
+            let no_options = ["--backend", "--replay", "--greeting", "--handshake"].into_iter().any(has_option);
+            let steps = if no_options || !dialogue.certificate { None } else { untouched(&dialogue.steps) };
+            // What the client does from there on is between it and HOST.
+            let is_over = steps.as_ref().is_some_and(|steps| steps.len() == dialogue.steps.len());
+            let exit = dialogue.exit.filter(|_| is_over);
+            return Some(Dialogue { way, steps: steps?, exit, ..dialogue.clone() });
+        }
+        Way::Mute => None,
     };
     Some(Dialogue { way, steps: steps?, ..dialogue.clone() })
 }
@@ -101,6 +110,22 @@ fn respawned(steps: &[Step]) -> Option<Vec<Step>> {
         step.deed = Deed::SeesEnd(Side::Backend);
     }
     Some(steps)
+}
+
+/// HOST is only dialled: up to the 220 and the child's dismissal.
+fn untouched(steps: &[Step]) -> Option<Vec<Step>> {
+    let Some((asked, ready)) = handover(steps) else {
+        let is_tls = |deed: &Deed| matches!(deed, Deed::Backend(what) if *what != Backend::Refused);
+        let speaks = |deed: &Deed| is_backends(deed) && !matches!(deed, Deed::Backend(_));
+        return (!steps.iter().any(|step| is_tls(&step.deed) || speaks(&step.deed))).then(|| steps.to_vec());
+    };
+    if fails(steps, asked, ready) {
+        return None;
+    }
+    let before = steps[asked..ready].iter().filter(|step| !is_backends(&step.deed) && !is_wait(&step.deed));
+    let is_childs = |deed: &Deed| matches!(deed, Deed::Gets(Side::Child, _) | Deed::SeesEnd(Side::Child));
+    let after = steps[ready + 1..].iter().filter(|step| is_childs(&step.deed));
+    Some(steps[..asked].iter().chain(before).chain(&steps[ready..=ready]).chain(after).cloned().collect())
 }
 
 /// Where the STARTTLS stands that is served, and its 220.

@@ -1,0 +1,104 @@
+//! The way `raw`: behind the 220 every octet goes to HOST and back as it is, by splice, and each side's end with it.
+
+use rustix::process::Signal;
+use starttls_wrapper::session::Way;
+
+use crate::bulk::{MUCH, both_ways};
+use crate::door::{Door, Start};
+use crate::steps::{At, Standing, all_of};
+use crate::stream::wait_until;
+use crate::wire::{End, PATIENCE};
+
+/// A session whose 220 is out, its HOST connected and silent.
+fn untouched(options: &[&str]) -> Standing {
+    let mut standing = Standing::at(At::Snoop, &Start { options, way: Way::Raw, ..Start::default() });
+    standing.door.backend.listen();
+    let client = standing.door.client.as_mut().unwrap();
+    client.send(b"STARTTLS\r\n");
+    client.get(b"220 2.0.0 Ready to start TLS\r\n").unwrap();
+    standing.door.backend.wire().unwrap();
+    standing.child.get(b"QUIT\r\n").unwrap();
+    standing.child.exit(0);
+    standing
+}
+
+fn says(door: &Door, what: &str) {
+    assert!(wait_until(PATIENCE, || door.said().contains(what)), "no {what}: {}", door.said());
+}
+
+#[test]
+fn every_octet_passes_untouched_and_memory_stays_flat() {
+    for relay in ["splice", "copy"] {
+        let Standing { mut door, .. } = untouched(&["--relay", relay]);
+        let before = door.memory("VmHWM");
+        both_ways(door.client.as_mut().unwrap(), door.backend.wire().unwrap(), MUCH);
+        let grown = door.memory("VmHWM") - before;
+        assert!(grown < 512, "{relay}: {grown} KiB more");
+        door.client.as_mut().unwrap().end();
+        let backend = door.backend.wire().unwrap();
+        assert_eq!(backend.get_end(), Ok(End::Clean));
+        // Half-closed: what HOST still says arrives.
+        backend.send(b"its last words");
+        backend.end();
+        let client = door.client.as_mut().unwrap();
+        client.get(b"its last words").unwrap();
+        assert_eq!(client.get_end(), Ok(End::Clean));
+        assert_eq!(door.code(), 0);
+        says(&door, "mode=raw");
+    }
+}
+
+#[test]
+fn the_end_of_host_is_passed_on() {
+    let Standing { mut door, .. } = untouched(&[]);
+    door.backend.wire().unwrap().send(b"bye");
+    door.backend.wire().unwrap().end();
+    let client = door.client.as_mut().unwrap();
+    client.get(b"bye").unwrap();
+    assert_eq!(client.get_end(), Ok(End::Clean));
+    client.end();
+    assert_eq!(door.code(), 0);
+}
+
+#[test]
+fn a_reset_of_either_side_ends_the_session_and_is_told() {
+    let Standing { mut door, .. } = untouched(&[]);
+    door.client.take().unwrap().reset();
+    let _ = door.backend.wire().unwrap().rest();
+    assert_eq!(door.code(), 1);
+    let Standing { mut door, .. } = untouched(&[]);
+    door.backend.take().reset();
+    let _ = door.client.as_mut().unwrap().rest();
+    assert_eq!(door.code(), 111);
+    says(&door, "backend broke off");
+}
+
+#[test]
+fn nothing_of_ours_is_ever_said_behind_the_220() {
+    all_of(&["SIGTERM", "time-out"], |&how| {
+        let Standing { mut door, .. } = untouched(&["--relay-timeout", if how == "SIGTERM" { "1000" } else { "1" }]);
+        if how == "SIGTERM" {
+            door.kill(Signal::TERM);
+        }
+        assert_eq!(door.client.as_mut().unwrap().rest().unwrap().0, b"");
+        assert_eq!(door.backend.wire().unwrap().rest().unwrap().0, b"");
+        assert_eq!(door.code(), if how == "SIGTERM" { 0 } else { 99 });
+    });
+}
+
+/// No certificate is needed, and one in the environment is not looked at.
+#[test]
+fn no_certificate_is_needed() {
+    let environment = [("CERTFILE", "/nonexistent")];
+    for options in [&[][..], &["--require-tls"]] {
+        let start = Start { options, environment: &environment, way: Way::Raw, ..Start::default() };
+        let mut standing = Standing::at(At::Snoop, &start);
+        standing.door.backend.listen();
+        let client = standing.door.client.as_mut().unwrap();
+        client.send(b"STARTTLS\r\n");
+        client.get(b"220 2.0.0 Ready to start TLS\r\n").unwrap();
+        standing.door.backend.wire().unwrap();
+        drop(standing.door.backend.take());
+        standing.close();
+    }
+}
