@@ -457,6 +457,10 @@ fn finish(dialogue: &Dialogue, door: &mut Door, child: &mut Child) -> Result<(),
             nothing("client", &octets).map_err(at)?;
         }
     }
+    // HOST goes when the client has gone.
+    if dialogue.way == Way::Raw && door.backend.is_dialled() {
+        door.backend.wire().map_err(at)?;
+    }
     nothing("backend", &door.backend.forget()).map_err(at)?;
     if let Some(fresh) = &mut door.fresh {
         nothing("the fresh child", &fresh.left_over()).map_err(at)?;

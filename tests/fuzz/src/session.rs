@@ -287,6 +287,7 @@ impl Owner {
             (Phase::SecureBackend, Backend::Untrusted | Backend::Plaintext) => {
                 self.event(|s, now| s.handle_handover_failed("not to be trusted".to_owned(), now));
             }
+            (Phase::Start, _) => self.event(Session::handle_started),
             (Phase::Commit, _) if written && self.peer(Side::Client).waiting.is_empty() => {
                 self.event(Session::handle_quiet);
             }

@@ -136,14 +136,16 @@ impl Witness {
 
     fn backend_side(&mut self, before: Phase, after: Phase, fresh: &[u8]) {
         self.to_backend.extend_from_slice(fresh);
-        if before == Phase::Gate {
+        // With the last answer of a replay inside TLS goes what the client did not wait to say.
+        let is_replayed = before.is_inside(self.way) && !after.is_reaching();
+        if before == Phase::Gate || is_replayed {
             let opened = after == Phase::RelayTls;
             if !fresh.is_empty() || opened {
                 self.accounts(&self.inside, &self.to_backend[self.replayed..], opened, "backend");
             }
         } else if !fresh.is_empty() {
             assert!(
-                !self.inside_tls && before.is_handover(self.way),
+                before.is_handover(self.way) || before.is_inside(self.way),
                 "{before:?}: the backend gets \"{}\"",
                 shown(fresh)
             );
@@ -196,7 +198,7 @@ impl Witness {
         {
             assert_eq!(session.end(), Some(&EndReason::Client(ClientEnd::BytesAfterStarttls)));
         }
-        if after == Phase::Gate && before == Phase::SecureClient {
+        if before == Phase::SecureClient && after.is_inside(self.way) {
             self.inside_tls = true;
             self.replayed = self.to_backend.len();
             self.to_client.clear();
