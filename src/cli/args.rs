@@ -121,9 +121,9 @@ pub fn split(
 
 fn way(word: Option<&OsStr>) -> Result<Way, Fatal> {
     let Some(word) = word else { return Ok(Way::default()) };
-    let named = Way::ALL.into_iter().find(|way| word == way.name());
+    let named = Way::NAMED.into_iter().find(|way| word == way.name());
     named.ok_or_else(|| {
-        let ways = Way::ALL.map(Way::name).join("|");
+        let ways = Way::NAMED.map(Way::name).join("|");
         Fatal::Usage(format!("--way takes {ways}, not {word:?}"))
     })
 }
@@ -344,7 +344,10 @@ mod tests {
         assert!(usage("--way keep").starts_with("PROG is missing"));
         assert!(usage("--way plain smtpd").starts_with("PORT is missing"));
         assert!(usage("--way plain unix:/run/smtp").starts_with("PROG is missing"));
-        assert_eq!(usage("--way tsl h 1 p"), "--way takes tls|plain|keep|respawn|raw, not \"tsl\"");
+        assert_eq!(
+            usage("--way tsl h 1 p"),
+            "--way takes tls|plain|keep|respawn|raw|ucspi-tls|ucspi-tls-respawn, not \"tsl\""
+        );
     }
 
     #[test]

@@ -170,6 +170,8 @@ fn refuse_idle(typed: &Typed) -> Result<(), Fatal> {
         Way::Plain => tls.to_vec(),
         Way::Keep => [tls, host].concat(),
         Way::Respawn => [&tls[..], &[Id::BackendSource, Id::DialTimeout]].concat(),
+        Way::UcspiTls => [&own[..3], &tls, &host].concat(),
+        Way::UcspiRespawn => [&own[..3], &tls, &[Id::BackendSource, Id::DialTimeout]].concat(),
         Way::Raw => [&own[..], &tls, &[Id::Replay, Id::GreetingTimeout, Id::ReplayTimeout]].concat(),
         Way::Mute => [&own[..], &tls, &snoop, &[Id::BackendSource, Id::Replay, Id::DialTimeout]].concat(),
     };
@@ -262,9 +264,9 @@ fn policy(typed: &Typed, offer_tls: bool) -> Result<Policy, Fatal> {
         way: typed.way,
         replay: match typed.way {
             // A child that is kept is told RSET; what goes on untouched, nothing.
-            Way::Keep | Way::Raw => Replay::None,
+            Way::Keep | Way::UcspiTls | Way::Raw => Replay::None,
             Way::Mute => Replay::All,
-            Way::Tls | Way::Plain | Way::Respawn => chosen(typed, Id::Replay, &replays)?,
+            Way::Tls | Way::Plain | Way::Respawn | Way::UcspiRespawn => chosen(typed, Id::Replay, &replays)?,
         },
         told: if typed.way == Way::Mute { told(typed)? } else { Vec::new() },
         timeouts: timeouts(typed)?,

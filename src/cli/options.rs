@@ -83,8 +83,18 @@ pub struct OptionSpec {
 pub const COUNT: usize = OPTIONS.len();
 
 /// The variables that are ours: PROG must not find them in its environment.
-pub const OWN_VARIABLES: [&str; 7] =
-    ["CERTFILE", "KEYFILE", "CAFILE", "CADIR", "TLS_UID", "TLS_GID", "STARTTLS_REPLAY"];
+pub const OWN_VARIABLES: [&str; 10] = [
+    "CERTFILE",
+    "KEYFILE",
+    "CAFILE",
+    "CADIR",
+    "TLS_UID",
+    "TLS_GID",
+    "STARTTLS_REPLAY",
+    "SSLCTLFD",
+    "SSLREADFD",
+    "SSLWRITEFD",
+];
 
 const fn flag(id: Id, long: &'static str, group: Group, meaning: &'static str) -> OptionSpec {
     OptionSpec { id, long, short: None, value: None, env: None, default: "", meaning, group }
@@ -236,7 +246,7 @@ pub fn help() -> String {
     text.push_str(concat!(
         "Usage: starttls-wrapper [--way tls|plain|raw] [OPTIONS] HOST PORT PROG [ARGS...]\n",
         "       starttls-wrapper --way plain [OPTIONS] unix:PATH PROG [ARGS...]\n",
-        "       starttls-wrapper --way keep|respawn [OPTIONS] PROG [ARGS...]\n",
+        "       starttls-wrapper --way keep|respawn|ucspi-tls|ucspi-tls-respawn [OPTIONS] PROG [ARGS...]\n",
         "       starttls-wrapper --mute[=always] [OPTIONS] PROG [ARGS...]\n",
         "Runs PROG, a plaintext SMTP server, for the client on fds 0 and 1, and adds STARTTLS:\n",
         "a client that asks for it is handed over to the TLS-enabled server at HOST PORT.\n",

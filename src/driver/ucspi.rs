@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::cli::{Config, IdentitySource, OWN_VARIABLES, Server};
 use crate::client_info::ClientInfo;
-use crate::engine::{self, CLIENT_IN, CLIENT_OUT, Conn, Parts, Peer, SIGNALS, Secrets};
+use crate::engine::{self, CLIENT_IN, CLIENT_OUT, Conn, Parts, Peer, SIGNALS, Secrets, TLS_SERVER, TlsServer};
 use crate::error::Fatal;
 use crate::session::{ChildEnd, EndReason, PolicyEnd, Way};
 use crate::smtp::reply::Ours;
@@ -34,6 +34,7 @@ use crate::tls::{Identity, Roots, UnixTime};
 /// The session can't begin, and the client can't be told.
 pub fn serve(config: Config) -> Result<u8, Fatal> {
     let started = Instant::now();
+    let tls_server = tls_server(&config)?;
     inherited::clean_up().map_err(|error| turn_away("prepare the inherited descriptors", error))?;
     if config.mute.as_ref().is_some_and(|mute| !mute.is_for(std::env::var_os("TCPLOCALPORT").as_deref())) {
         // No wrapper has greeted this client: PROG does, as if we were not there.
@@ -52,11 +53,12 @@ pub fn serve(config: Config) -> Result<u8, Fatal> {
     });
     let identity = identity.unwrap_or_else(|| self::identity(&config.identity));
     let dropped = privileges::become_user(config.uid, config.gid).and_then(|()| privileges::harden());
-    let children = child.iter().map(Child::pid).chain(holder.iter().map(Holder::pid)).collect();
+    let told = tls_server.iter().filter_map(|server| server.pid);
+    let children = child.iter().map(Child::pid).chain(holder.iter().map(Holder::pid)).chain(told).collect();
     let offers_tls = identity.is_some() || !config.policy.way.ends_tls();
     let needs = config.sandbox.then(|| needs(&config, offers_tls, children));
-    let mut conn =
-        Parted::new(config, identity, child, holder, started).map_err(|error| turn_away("watch the client", error))?;
+    let mut conn = Parted::new(config, identity, child, holder, tls_server, started)
+        .map_err(|error| turn_away("watch the client", error))?;
     if let Err(error) = dropped {
         conn.conn.end_with(EndReason::System(format!("can't drop privileges: {error}")));
     }
@@ -116,8 +118,22 @@ fn start(config: &Config) -> Result<Child, EndReason> {
 
 /// The place of a fresh PROG, where one may be needed.
 fn hold(config: &Config) -> io::Result<Option<Holder>> {
-    let is_needed = config.policy.way == Way::Respawn && config.identity != IdentitySource::None;
+    let way = config.policy.way;
+    let is_needed = way.respawns() && (config.identity != IdentitySource::None || !way.ends_tls());
     is_needed.then(|| Holder::start(&config.program, &config.arguments, &OWN_VARIABLES)).transpose()
+}
+
+/// The UCSPI-TLS server that we run under, where its TLS is to be the client's.
+fn tls_server(config: &Config) -> Result<Option<TlsServer>, Fatal> {
+    if !config.policy.way.is_ucspi_tls() {
+        return Ok(None);
+    }
+    let [control, input, output] = inherited::tls_server(|name| std::env::var_os(name)).map_err(Fatal::Usage)?;
+    let ends = || {
+        let (input, output) = (End::shared(input, CLIENT_IN)?, End::shared(output, CLIENT_OUT)?);
+        Ok(TlsServer { control: End::shared(control, TLS_SERVER)?, input, output, pid: inherited::only_child() })
+    };
+    ends().map(Some).map_err(|error| turn_away("use the UCSPI-TLS server's descriptors", error))
 }
 
 fn not_started(config: &Config, error: io::Error) -> EndReason {
@@ -136,6 +152,7 @@ impl Parted {
         identity: Option<Identity>,
         child: Result<Child, EndReason>,
         holder: Option<Holder>,
+        tls_server: Option<TlsServer>,
         started: Instant,
     ) -> io::Result<Self> {
         let (target, roots) = (target(&config), roots(&config));
@@ -164,6 +181,7 @@ impl Parted {
             client: (End::shared(input, CLIENT_IN)?, End::shared(output, CLIENT_OUT)?),
             child,
             holder,
+            tls_server,
             info,
             policy: Arc::new(policy),
             secrets: Secrets { identity, peer },

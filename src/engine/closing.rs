@@ -42,6 +42,8 @@ impl Conn {
         self.dismiss(!was_behind_tls, registry, now);
         self.release_holder(registry, now);
         self.close_client(clean, now);
+        self.tls_control = None;
+        self.release_tls_server(registry, now);
         self.tend_dismissals(now);
         self.dismissals.is_empty() && self.client.is_none()
     }
@@ -85,6 +87,7 @@ impl Conn {
             let mode = match (self.policy.way, &facts) {
                 (_, Some(facts)) => Mode::Tls(facts),
                 (Way::Mute, None) => Mode::Mute,
+                (Way::UcspiTls | Way::UcspiRespawn, None) if !self.told.is_empty() => Mode::Told(&self.told),
                 (Way::Raw, None) if self.session.ended_in() == Phase::RelayTls => Mode::Raw,
                 (_, None) => Mode::Plain,
             };

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use log::trace;
 use mio::event::Event;
 use mio::{Interest, Registry, Token};
+use rustix::process::Pid;
 
 use crate::client_info::ClientInfo;
 use crate::session::policy::RelayMode;
@@ -20,6 +21,7 @@ use crate::sys::dial::{Resolver, Target};
 use crate::sys::end::End;
 use crate::sys::holder::Holder;
 use crate::tls::Leg;
+use crate::variables::Variable;
 
 use super::backend::Backend;
 use super::batch::Batch;
@@ -28,7 +30,8 @@ use super::handover::{Dial, Secrets, Setups};
 use super::linger::Linger;
 use super::pump::Relay;
 use super::report::{self, Tally};
-use super::tokens::{BACKEND, CHILD_EXIT, CHILD_IN, CHILD_OUT, CLIENT_IN, CLIENT_OUT, SIGNALS};
+use super::tokens::{BACKEND, CHILD_EXIT, CHILD_IN, CHILD_OUT, CLIENT_IN, CLIENT_OUT, SIGNALS, TLS_SERVER};
+use super::ucspi_tls::TlsServer;
 
 /// What the dialogue is read into; larger replies of a child come in several reads.
 pub(super) const SCRATCH: usize = 8 * 1024;
@@ -48,6 +51,8 @@ pub struct Parts {
     pub child: Result<Child, EndReason>,
     /// The place of a fresh PROG, where the way has one.
     pub holder: Option<Holder>,
+    /// The UCSPI-TLS server that we run under, where its TLS is the client's.
+    pub tls_server: Option<TlsServer>,
     /// Who the client is, for the log.
     pub info: ClientInfo,
     /// What the session decides by.
@@ -93,6 +98,21 @@ pub(super) struct Client {
     pub(super) is_shut: bool,
 }
 
+impl Client {
+    pub(super) fn new(input: End, output: End) -> Self {
+        Self {
+            input,
+            output,
+            leg: None,
+            is_over: false,
+            is_lost: false,
+            is_deaf: false,
+            close_sent: false,
+            is_shut: false,
+        }
+    }
+}
+
 /// One connection.
 pub struct Conn {
     pub(super) session: Session,
@@ -101,6 +121,10 @@ pub struct Conn {
     pub(super) child_in: Option<End>,
     pub(super) child_out: Option<End>,
     pub(super) holder: Option<Holder>,
+    pub(super) tls_server: Option<TlsServer>,
+    pub(super) tls_control: Option<(End, Vec<u8>)>,
+    pub(super) tls_pid: Option<Pid>,
+    pub(super) told: Vec<Variable>,
     pub(super) exit: Option<End>,
     pub(super) dial: Option<Dial>,
     pub(super) resolver: Resolver,
@@ -146,22 +170,17 @@ impl Conn {
         if let (Some(end), true) = (&mut terminations, watched.is_ok()) {
             watched = end.watch(registry, Interest::READABLE);
         }
+        let mut tls_server = parts.tls_server;
+        if let (Some(server), true) = (&mut tls_server, watched.is_ok()) {
+            watched = server.control.watch(registry, Interest::READABLE);
+        }
         if let Err(error) = watched {
             session.handle_end(EndReason::System(format!("can't watch: {error}")), parts.started);
         }
         // Behind TLS from the start.
         let from_child = if parts.policy.way == Way::Mute { child_out.take() } else { None };
         let backend = from_child.map(|from| Backend::child(from, child_in.take()));
-        let client = Client {
-            input,
-            output,
-            leg: None,
-            is_over: false,
-            is_lost: false,
-            is_deaf: false,
-            close_sent: false,
-            is_shut: false,
-        };
+        let client = Client::new(input, output);
         Self {
             session,
             client: Some(client),
@@ -169,6 +188,10 @@ impl Conn {
             child_in,
             child_out,
             holder: parts.holder,
+            tls_server,
+            tls_control: None,
+            tls_pid: None,
+            told: Vec::new(),
             exit: None,
             dial: None,
             resolver: Resolver::default(),
@@ -219,6 +242,11 @@ impl Conn {
                 self.dismissals.iter_mut().filter_map(Dismissal::exit_end).for_each(|exit| exit.note(event));
                 self.exit.as_mut()
             }
+            TLS_SERVER => match (&mut self.tls_server, &mut self.tls_control) {
+                (Some(server), _) => Some(&mut server.control),
+                (None, Some((control, _))) => Some(control),
+                (None, None) => None,
+            },
             SIGNALS => self.terminations.as_mut(),
             // RESOLVED only wakes.
             _ => None,

@@ -63,6 +63,11 @@ impl Dismissal {
         Self { child, _stdout: stdout, exit, stage: Stage::Asked, due: now + patience, patience, is_reaped }
     }
 
+    /// Waits for one that ends by itself.
+    pub(super) fn awaited(child: Child, patience: Duration, registry: &Registry, now: Instant) -> Self {
+        Self { stage: Stage::OutOfReach, ..Self::begin(child, None, None, false, patience, registry, now) }
+    }
+
     /// The end of the child, watched by the loop under [`CHILD_EXIT`].
     pub(super) fn exit_end(&mut self) -> Option<&mut End> {
         self.exit.as_mut()

@@ -17,6 +17,7 @@ mod relay;
 mod report;
 mod secure;
 mod tokens;
+mod ucspi_tls;
 mod write;
 
 use std::io;
@@ -26,7 +27,8 @@ use mio::{Events, Poll};
 
 pub use conn::{Conn, Driven, Parts};
 pub use handover::{Peer, Secrets};
-pub use tokens::{CLIENT_IN, CLIENT_OUT, SIGNALS};
+pub use tokens::{CLIENT_IN, CLIENT_OUT, SIGNALS, TLS_SERVER};
+pub use ucspi_tls::TlsServer;
 
 use crate::error::exit;
 use crate::session::EndReason;

@@ -42,6 +42,7 @@ impl Conn {
     /// Client and child. What was queued before the cutoff leaves first, in either direction.
     pub(super) fn relay_plain(&mut self, registry: &Registry, now: Instant) -> bool {
         self.release_holder(registry, now);
+        self.release_tls_server(registry, now);
         let mode = self.mode;
         let Some(client) = &mut self.client else { return false };
         let relay = match &mut self.relay {

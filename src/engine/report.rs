@@ -8,6 +8,7 @@ use crate::client_info::ClientInfo;
 use crate::logging::escape;
 use crate::session::{EndReason, Note};
 use crate::tls::Facts;
+use crate::variables::{NAMES, Variable};
 
 /// The longest server name that is worth printing (RFC 1035: 255).
 const NAME: usize = 255;
@@ -67,6 +68,8 @@ pub(super) enum Mode<'a> {
     Plain,
     /// Through TLS of ours.
     Tls(&'a Facts),
+    /// Through TLS of the UCSPI-TLS server, of which it has told this.
+    Told(&'a [Variable]),
     /// Through TLS between it and HOST.
     Raw,
     /// Through TLS before us.
@@ -79,6 +82,16 @@ impl core::fmt::Display for Mode<'_> {
             Self::Plain => return f.write_str("plain"),
             Self::Raw => return f.write_str("raw"),
             Self::Mute => return f.write_str("mute"),
+            Self::Told(variables) => {
+                f.write_str("tls")?;
+                for (word, name) in ["tls", "suite", "sni"].into_iter().zip(NAMES) {
+                    match variables.iter().find(|(known, _)| known == name) {
+                        Some((_, value)) => write!(f, " {word}={}", escape(value, NAME))?,
+                        None => write!(f, " {word}=-")?,
+                    }
+                }
+                return Ok(());
+            }
             Self::Tls(facts) => facts,
         };
         write!(f, "tls tls={} suite={}", facts.version, facts.suite)?;

@@ -41,10 +41,13 @@ impl Conn {
 
     /// True: the server is reached, as far as it is before the 220.
     fn reach(&mut self, registry: &Registry, now: Instant) -> Result<bool, String> {
+        if self.policy.way.is_ucspi_tls() {
+            self.look_at_tls_server()?;
+        }
         let backend = match self.policy.way {
             Way::Tls | Way::Plain | Way::Raw => self.connect(registry, now)?,
-            Way::Keep | Way::Mute => Some(self.take_child_over()?),
-            Way::Respawn => {
+            Way::Keep | Way::UcspiTls | Way::Mute => Some(self.take_child_over()?),
+            Way::Respawn | Way::UcspiRespawn => {
                 let waits = self.holder.as_mut().is_some_and(Holder::waits);
                 return if waits { Ok(true) } else { Err("the process that was to become PROG is gone".to_owned()) };
             }
@@ -79,7 +82,7 @@ impl Conn {
         // By the way alone, so that nothing forgotten elsewhere makes a connection a clear one.
         match self.policy.way {
             Way::Plain | Way::Raw => Ok(Some(Backend::socket(end))),
-            Way::Tls | Way::Keep | Way::Respawn | Way::Mute => {
+            Way::Tls | Way::Keep | Way::Respawn | Way::UcspiTls | Way::UcspiRespawn | Way::Mute => {
                 let setups = self.setups.as_ref().ok_or("TLS is not set up")?;
                 Backend::tls(end, setups).map(Some).map_err(|error| error.to_string())
             }
@@ -97,14 +100,19 @@ impl Conn {
 
     /// The client's TLS stands: a fresh child is started, and told of it.
     pub(super) fn start_fresh(&mut self, registry: &Registry, now: Instant) -> bool {
-        let facts = self.client.as_ref().and_then(|client| client.leg.as_ref()).map(Leg::facts);
-        let (Some(holder), Some(facts)) = (self.holder.take(), facts) else {
+        let Some(holder) = self.holder.take() else {
             self.session.handle_end(EndReason::Bug("nothing to start a child from".to_owned()), now);
             return true;
         };
-        let known = [Some(facts.version), Some(&facts.suite), facts.sni.as_deref()];
-        let known = variables::NAMES.into_iter().zip(known).filter_map(|(name, value)| Some((name, value?.as_bytes())));
-        let (mut child, told) = holder.tell(&variables::encode(known));
+        let facts = self.client.as_ref().and_then(|client| client.leg.as_ref()).map(Leg::facts);
+        let (mut child, told) = holder.tell(&match facts {
+            Some(facts) => {
+                let known = [Some(facts.version), Some(&facts.suite), facts.sni.as_deref()];
+                let known = variables::NAMES.into_iter().zip(known);
+                variables::encode(known.filter_map(|(name, value)| Some((name, value?.as_bytes()))))
+            }
+            None => self.told_octets(),
+        });
         let mut outcome = told;
         let to = end_of_pipe(child.stdin.take(), CHILD_IN, &mut outcome);
         let from = end_of_pipe(child.stdout.take(), CHILD_OUT, &mut outcome);
@@ -207,14 +215,18 @@ impl Conn {
         }
         if self.session.phase() == Phase::Announce {
             self.session.handle_announced(now);
-            if self.policy.way != Way::Keep {
+            if !self.policy.way.keeps() {
                 self.dismiss(true, registry, now);
             }
+            self.start_tls_server(registry, now);
         }
         true
     }
 
     pub(super) fn secure_client(&mut self, now: Instant) -> bool {
+        if self.tls_control.is_some() {
+            return self.await_tls_server(now);
+        }
         let Some(client) = self.client.as_mut().filter(|client| client.input.readable) else { return false };
         let Some(leg) = &mut client.leg else { return false };
         let mut early = Vec::new();

@@ -16,5 +16,7 @@ pub(super) const BACKEND: Token = Token(4);
 pub(super) const CHILD_EXIT: Token = Token(5);
 /// The resolver's thread.
 pub(super) const RESOLVED: Token = Token(6);
+/// The control socket of a UCSPI-TLS server.
+pub const TLS_SERVER: Token = Token(8);
 /// SIGTERM.
 pub const SIGNALS: Token = Token(7);

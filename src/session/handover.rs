@@ -11,7 +11,6 @@ use super::phase::{Cause, Phase};
 use super::policy::Replay;
 use super::replay::{Progress, Run};
 use super::snoop::Snooper;
-use super::way::Way;
 use super::{Note, Session};
 
 impl Session {
@@ -92,7 +91,7 @@ impl Session {
             let replay = self.replay.take();
             self.to_backend.clear();
             self.dialogue.answer(Ours::TLS_NOT_AVAILABLE);
-            if self.policy.way == Way::Keep && replay.is_some_and(|run| !run.is_in_step()) {
+            if self.policy.way.keeps() && replay.is_some_and(|run| !run.is_in_step()) {
                 // The late answer would pass for the one to the client's next command.
                 self.dialogue.end_in_turn(EndReason::Child(ChildEnd::LostStep));
             }

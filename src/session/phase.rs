@@ -110,8 +110,8 @@ impl Phase {
         match way {
             Way::Tls => &[Dial, SecureBackend, Greeting, Replay, Commit, Announce, SecureClient, Gate],
             Way::Plain => &[Dial, Greeting, Replay, Commit, Announce, SecureClient, Gate],
-            Way::Keep => &[Dial, Replay, Commit, Announce, SecureClient, Gate],
-            Way::Respawn => &[Dial, Commit, Announce, SecureClient, Start, Greeting, Replay, Gate],
+            Way::Keep | Way::UcspiTls => &[Dial, Replay, Commit, Announce, SecureClient, Gate],
+            Way::Respawn | Way::UcspiRespawn => &[Dial, Commit, Announce, SecureClient, Start, Greeting, Replay, Gate],
             Way::Raw => &[Dial, Commit, Announce],
             Way::Mute => &[Greeting, Replay, Gate],
         }
@@ -335,6 +335,12 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn whose_tls_it_is_changes_no_step() {
+        assert_eq!(Phase::steps(Way::UcspiTls), Phase::steps(Way::Keep));
+        assert_eq!(Phase::steps(Way::UcspiRespawn), Phase::steps(Way::Respawn));
     }
 
     #[test]

@@ -16,14 +16,22 @@ pub enum Way {
     Respawn,
     /// HOST PORT, to which the client's TLS goes untouched.
     Raw,
+    /// As `Keep`, the client's TLS being that of the UCSPI-TLS server that we run under.
+    UcspiTls,
+    /// As `Respawn`, likewise.
+    UcspiRespawn,
     /// No way of a command line's `--way`: `--mute`, which stands behind the TLS that `Raw` leads to. The client has said STARTTLS
     /// elsewhere, and is at the gate once the child has greeted.
     Mute,
 }
 
 impl Way {
-    /// All that STARTTLS can lead to, as the manual lists them.
+    /// All that need no UCSPI-TLS server, as the manual lists them.
     pub const ALL: [Self; 5] = [Self::Tls, Self::Plain, Self::Keep, Self::Respawn, Self::Raw];
+
+    /// All that have a word on the command line.
+    pub const NAMED: [Self; 7] =
+        [Self::Tls, Self::Plain, Self::Keep, Self::Respawn, Self::Raw, Self::UcspiTls, Self::UcspiRespawn];
 
     /// Its word on the command line and in the log.
     #[must_use]
@@ -34,6 +42,8 @@ impl Way {
             Self::Keep => "keep",
             Self::Respawn => "respawn",
             Self::Raw => "raw",
+            Self::UcspiTls => "ucspi-tls",
+            Self::UcspiRespawn => "ucspi-tls-respawn",
             Self::Mute => "mute",
         }
     }
@@ -43,8 +53,26 @@ impl Way {
     pub fn dials(self) -> bool {
         match self {
             Self::Tls | Self::Plain | Self::Raw => true,
-            Self::Keep | Self::Respawn | Self::Mute => false,
+            Self::Keep | Self::Respawn | Self::UcspiTls | Self::UcspiRespawn | Self::Mute => false,
         }
+    }
+
+    /// Whether the child goes on behind TLS.
+    #[must_use]
+    pub fn keeps(self) -> bool {
+        matches!(self, Self::Keep | Self::UcspiTls)
+    }
+
+    /// Whether a fresh child does.
+    #[must_use]
+    pub fn respawns(self) -> bool {
+        matches!(self, Self::Respawn | Self::UcspiRespawn)
+    }
+
+    /// Whether the client's TLS is a UCSPI-TLS server's.
+    #[must_use]
+    pub fn is_ucspi_tls(self) -> bool {
+        matches!(self, Self::UcspiTls | Self::UcspiRespawn)
     }
 
     /// Whether the client's TLS is ours, for which there is a certificate.
@@ -52,7 +80,7 @@ impl Way {
     pub fn ends_tls(self) -> bool {
         match self {
             Self::Tls | Self::Plain | Self::Keep | Self::Respawn => true,
-            Self::Raw | Self::Mute => false,
+            Self::Raw | Self::UcspiTls | Self::UcspiRespawn | Self::Mute => false,
         }
     }
 }

@@ -41,6 +41,12 @@ impl Child {
         Ok(Self { stdin, stdout, pid: Pid::from_child(&process), ended: None })
     }
 
+    /// A process that was our child before we were this program.
+    #[must_use]
+    pub fn inherited(pid: Pid) -> Self {
+        Self { stdin: None, stdout: None, pid, ended: None }
+    }
+
     /// A process that was forked, with our ends of its pipes.
     pub(super) fn forked(pid: Pid, stdin: OwnedFd, stdout: OwnedFd) -> Self {
         Self { stdin: Some(stdin), stdout: Some(stdout), pid, ended: None }

@@ -1,10 +1,12 @@
 //! What a UCSPI server, an inetd or a shell left us: descriptors, dispositions, a stderr that may be the client.
 
+use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::process::Pid;
 
 use super::raw;
 
@@ -49,6 +51,36 @@ pub fn say_to_client(octets: &[u8]) {
     if rustix::io::write(rustix::stdio::stdout(), octets).is_err() {
         let _ = rustix::io::write(rustix::stdio::stdin(), octets);
     }
+}
+
+/// What a UCSPI-TLS server has left us: its control socket, and what is read and written once it has begun. `environment` gives
+/// a variable's value.
+///
+/// # Errors
+/// What is wrong, in words: a variable is not there, or names no descriptor of ours.
+pub fn tls_server(environment: impl Fn(&str) -> Option<OsString>) -> Result<[OwnedFd; 3], String> {
+    let mut numbers = Vec::with_capacity(3);
+    for name in ["SSLCTLFD", "SSLREADFD", "SSLWRITEFD"] {
+        let word =
+            environment(name).ok_or_else(|| format!("{name} is not set: run under s6-ucspitlsd or sslserver -n"))?;
+        let number = word.to_str().and_then(|word| word.parse::<i32>().ok()).filter(|number| *number > 2);
+        match number.filter(|number| !numbers.contains(number)) {
+            Some(number) => numbers.push(number),
+            None => return Err(format!("{name} must be the number of a descriptor, not {word:?}")),
+        }
+    }
+    let taken =
+        |at: usize| raw::take_inherited(numbers[at]).map_err(|error| format!("descriptor {}: {error}", numbers[at]));
+    Ok([taken(0)?, taken(1)?, taken(2)?])
+}
+
+/// The one process that was our child before we were this program, as the other half of s6-ucspitlsd is: nobody else will reap it.
+/// To be called before any other is started.
+#[must_use]
+pub fn only_child() -> Option<Pid> {
+    let children = std::fs::read_to_string("/proc/thread-self/children").ok()?;
+    let mut pids = children.split_whitespace().map(|word| word.parse().ok().and_then(Pid::from_raw));
+    pids.next().filter(|_| pids.next().is_none()).flatten()
 }
 
 /// The TCP peer of `client`, if it has one.

@@ -65,6 +65,16 @@ pub(super) fn keep_only(descriptor: OwnedFd) -> io::Result<OwnedFd> {
     }
 }
 
+/// A descriptor that was left open for us under this number, if it is open. To be called once for each, before any other is opened.
+pub(super) fn take_inherited(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: asks for a flag of a descriptor, or fails with EBADF where there is none.
+    if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open, and whoever left it named it to us by its number: nobody else in this process knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
 /// Descriptors that are looked at where close_range(2) is not to be had: the usual limit of a process.
 const ONE_BY_ONE: i32 = 1024;
 

@@ -18,5 +18,6 @@ mod respawn;
 mod sandbox;
 mod scarcity;
 mod stalls;
+mod ucspi_tls;
 
 use support::*;

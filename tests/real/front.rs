@@ -117,7 +117,7 @@ pub(crate) fn wrapper(identity: &Identity, options: &[&str], backend: SocketAddr
 /// `starttls-wrapper --cert C --key K --way WAY SERVER... PROG...`
 pub(crate) fn wrapper_by(identity: &Identity, way: &str, server: &[String], prog: &[&str]) -> Vec<OsString> {
     let mut argv: Vec<OsString> = vec![env!("CARGO_BIN_EXE_starttls-wrapper").into()];
-    if way != "raw" {
+    if !["raw", "ucspi-tls", "ucspi-tls-respawn"].contains(&way) {
         argv.extend(["--cert".into(), identity.certificate.clone().into()]);
         argv.extend(["--key".into(), identity.key.clone().into()]);
     }

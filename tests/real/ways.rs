@@ -3,6 +3,7 @@
 //! By TLS and in the clear the same mailfront may take the letters, so here the queue does not show which way one went: the
 //! summary lines do.
 
+use std::ffi::OsString;
 use std::net::SocketAddrV4;
 
 use crate::backends::{stunnel_before, tlswrapper};
@@ -68,9 +69,11 @@ fn behind_tlswrapper(stage: &Stage, identity: &Identity) -> Behind {
     Behind { server: vec![at.ip().to_string(), at.port().to_string()], queue }
 }
 
-const WAYS: [Way; 6] = [
+const WAYS: [Way; 8] = [
     Way { name: "keep", behind: prog },
     Way { name: "respawn", behind: prog },
+    Way { name: "ucspi-tls", behind: prog },
+    Way { name: "ucspi-tls-respawn", behind: prog },
     Way { name: "plain", behind: on_loopback },
     Way { name: "plain", behind: on_a_unix_socket },
     Way { name: "raw", behind: behind_stunnel },
@@ -82,7 +85,13 @@ fn front(stage: &Stage, way: &Way) -> (Identity, SocketAddrV4, Behind, Option<Qu
     let identity = Identity::self_signed(stage, "own");
     let behind = (way.behind)(stage, &identity);
     let child = (!behind.server.is_empty()).then(|| Queue::new(stage, "child"));
-    let argv = wrapper_by(&identity, way.name, &behind.server, &MAILFRONT);
+    let mut argv = wrapper_by(&identity, way.name, &behind.server, &MAILFRONT);
+    if way.name.starts_with("ucspi-tls") {
+        let server = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hostile/ucspi_tls_server.py");
+        let mut through: Vec<OsString> = ["/usr/bin/python3", "-I", server, "serve"].map(Into::into).into();
+        through.extend([identity.certificate.clone().into(), identity.key.clone().into()]);
+        argv.splice(0..0, through);
+    }
     let at = tcpserver(stage, "front", &argv, child.as_ref().unwrap_or(&behind.queue));
     (identity, at, behind, child)
 }

@@ -167,8 +167,8 @@ impl Standing {
                 backend.send(b"220 secure.example ESMTP\r\n");
                 backend.get(b"EHLO client.example\r\n")?;
             }
-            Way::Keep => child.get(b"RSET\r\n")?,
-            Way::Respawn | Way::Raw | Way::Mute => {}
+            Way::Keep | Way::UcspiTls => child.get(b"RSET\r\n")?,
+            Way::Respawn | Way::UcspiRespawn | Way::Raw | Way::Mute => {}
         }
         self.since = Instant::now();
         if at == At::Replay && !at.is_late(self.way) {
@@ -220,8 +220,8 @@ impl Standing {
     fn behind_says(&mut self, octets: &[u8]) -> Result<(), String> {
         match self.way {
             Way::Tls | Way::Plain | Way::Raw => self.door.backend.wire()?.send(octets),
-            Way::Keep | Way::Mute => self.child.send(octets),
-            Way::Respawn => self.door.fresh()?.send(octets),
+            Way::Keep | Way::UcspiTls | Way::Mute => self.child.send(octets),
+            Way::Respawn | Way::UcspiRespawn => self.door.fresh()?.send(octets),
         }
         Ok(())
     }
@@ -231,8 +231,8 @@ impl Standing {
         self.door.client.as_mut().ok_or("no client")?.send(command.as_bytes());
         match self.way {
             Way::Tls | Way::Plain | Way::Raw => self.door.backend.wire()?.get(command.as_bytes())?,
-            Way::Keep | Way::Mute => self.child.get(command.as_bytes())?,
-            Way::Respawn => self.door.fresh()?.get(command.as_bytes())?,
+            Way::Keep | Way::UcspiTls | Way::Mute => self.child.get(command.as_bytes())?,
+            Way::Respawn | Way::UcspiRespawn => self.door.fresh()?.get(command.as_bytes())?,
         }
         self.since = Instant::now();
         self.behind_says(reply.as_bytes())?;
@@ -282,8 +282,8 @@ impl Standing {
 pub(crate) fn child_behind<'a>(way: Way, door: &'a mut Door, child: &'a mut Child) -> Option<&'a mut Child> {
     match way {
         Way::Tls | Way::Plain | Way::Raw => None,
-        Way::Keep | Way::Mute => Some(child),
-        Way::Respawn => door.fresh.as_mut(),
+        Way::Keep | Way::UcspiTls | Way::Mute => Some(child),
+        Way::Respawn | Way::UcspiRespawn => door.fresh.as_mut(),
     }
 }
 

@@ -60,7 +60,7 @@ fn through(way: Way, dialogue: &Dialogue) -> Option<Dialogue> {
             let exit = dialogue.exit.filter(|_| is_over);
             return Some(Dialogue { way, steps: steps?, exit, ..dialogue.clone() });
         }
-        Way::Mute => None,
+        Way::UcspiTls | Way::UcspiRespawn | Way::Mute => None,
     };
     Some(Dialogue { way, steps: steps?, ..dialogue.clone() })
 }

@@ -1,0 +1,188 @@
+//! The ways `ucspi-tls` and `ucspi-tls-respawn` under a server that follows UCSPI-TLS to the letter (`ucspi_tls_server.py`), and
+//! under one that is gone.
+
+use std::fs;
+use std::path::Path;
+
+use starttls_wrapper::session::Way;
+use tempfile::TempDir;
+
+use crate::child::Child;
+use crate::door::{Door, Start, certificate, tls_client};
+use crate::steps::greet;
+use crate::stream::wait_until;
+use crate::wire::{End, PATIENCE};
+
+/// The program under the server in this mode, its child, and the process of the server.
+fn under_server(mode: &str, way: Way) -> (Door, Child, Option<String>, TempDir) {
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    fs::write(path("cert.pem"), &certificate().certificate_pem).unwrap();
+    fs::write(path("key.pem"), &certificate().key_pem).unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hostile/ucspi_tls_server.py");
+    let (cert, key) = (path("cert.pem"), path("key.pem"));
+    let through = ["/usr/bin/python3", "-I", script, mode, &cert, &key];
+    let door = Door::open(&Start { way, through: &through, ..Start::default() });
+    let child = Child::accept(&door.puppets).unwrap_or_else(|why| panic!("{why}: {}", door.said()));
+    let pid = door.pid().as_raw_nonzero();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let of_server = |child: &&str| fs::read_to_string(format!("/proc/{child}/comm")).unwrap().starts_with("python");
+    let server = children.split_whitespace().find(of_server).map(str::to_owned);
+    (door, child, server, folder)
+}
+
+fn is_gone(pid: &str) -> bool {
+    wait_until(PATIENCE, || !Path::new(&format!("/proc/{pid}")).exists())
+}
+
+#[test]
+fn the_child_goes_on_behind_the_servers_tls() {
+    let (mut door, mut child, server, _folder) = under_server("serve", Way::UcspiTls);
+    assert_eq!(child.report.fds, "0 1 2");
+    assert!(!child.report.environment.iter().any(|variable| variable.starts_with("SSL")), "{:?}", child.report);
+    greet(&mut door, &mut child).unwrap();
+    let client = door.client.as_mut().unwrap();
+    client.send(b"STARTTLS\r\n");
+    child.get(b"RSET\r\n").unwrap();
+    child.send(b"250 Ok\r\n");
+    client.get(b"220 2.0.0 Ready to start TLS\r\n").unwrap();
+    client.secure(tls_client()).unwrap();
+    // The gate is ours all the same.
+    client.send(b"MAIL FROM:<>\r\nEHLO client.example\r\nMAIL FROM:<>\r\n");
+    client.get(b"503 5.5.1 Send EHLO first\r\n").unwrap();
+    child.get(b"EHLO client.example\r\nMAIL FROM:<>\r\n").unwrap();
+    child.send(b"250 mail.example\r\n250 Ok\r\n");
+    client.get(b"250 mail.example\r\n250 Ok\r\n").unwrap();
+    client.end();
+    assert_eq!(child.rest().unwrap(), b"");
+    child.exit(0);
+    assert_eq!(client.get_end(), Ok(End::Clean));
+    assert_eq!(door.code(), 0);
+    let is_told = |what| door.said().contains(what);
+    assert!(wait_until(PATIENCE, || is_told("mode=tls tls=TLSv1.3 suite=TLS_AES_")), "{}", door.said());
+    assert!(is_told(" sni=localhost "), "{}", door.said());
+    assert!(is_gone(&server.unwrap()));
+}
+
+#[test]
+fn a_fresh_child_is_told_what_the_server_tells() {
+    let (mut door, mut child, server, _folder) = under_server("serve", Way::UcspiRespawn);
+    greet(&mut door, &mut child).unwrap();
+    let client = door.client.as_mut().unwrap();
+    client.send(b"STARTTLS\r\n");
+    client.get(b"220 2.0.0 Ready to start TLS\r\n").unwrap();
+    child.get(b"QUIT\r\n").unwrap();
+    child.exit(0);
+    client.secure(tls_client()).unwrap();
+    let fresh = door.fresh().unwrap();
+    let told: Vec<&str> =
+        fresh.report.environment.iter().filter_map(|variable| variable.strip_prefix("SSL_")).collect();
+    assert!(told.contains(&"PROTOCOL=TLSv1.3") && told.contains(&"TLS_SNI_SERVERNAME=localhost"), "{told:?}");
+    assert_eq!((told.len(), fresh.report.fds.as_str()), (3, "0 1 2"));
+    fresh.send(b"220 mail.example ESMTP\r\n");
+    fresh.get(b"EHLO client.example\r\n").unwrap();
+    fresh.send(b"250 mail.example\r\n");
+    door.client.as_mut().unwrap().send(b"QUIT\r\n");
+    let fresh = door.fresh().unwrap();
+    fresh.get(b"QUIT\r\n").unwrap();
+    fresh.send(b"221 Bye\r\n");
+    fresh.exit(0);
+    let client = door.client.as_mut().unwrap();
+    client.get(b"221 Bye\r\n").unwrap();
+    assert_eq!(client.get_end(), Ok(End::Clean));
+    client.end();
+    assert_eq!(door.code(), 0);
+    assert!(is_gone(&server.unwrap()));
+}
+
+/// smtpd-starttls-proxy-io leaves a zombie in every such session.
+#[test]
+fn a_server_that_is_not_needed_ends_and_is_reaped_while_the_session_goes_on() {
+    for way in [Way::UcspiTls, Way::UcspiRespawn] {
+        let (mut door, mut child, server, _folder) = under_server("serve", way);
+        greet(&mut door, &mut child).unwrap();
+        let client = door.client.as_mut().unwrap();
+        client.send(b"MAIL FROM:<>\r\n");
+        child.get(b"MAIL FROM:<>\r\n").unwrap();
+        assert!(is_gone(&server.unwrap()));
+        child.send(b"250 Ok\r\n");
+        client.get(b"250 Ok\r\n").unwrap();
+        client.end();
+        let _ = child.rest();
+        child.exit(0);
+        assert_eq!(door.code(), 0);
+    }
+}
+
+#[test]
+fn a_server_that_is_gone_before_the_220_is_a_454() {
+    for way in [Way::UcspiTls, Way::UcspiRespawn] {
+        let (mut door, mut child, _, _folder) = under_server("dead", way);
+        greet(&mut door, &mut child).unwrap();
+        let client = door.client.as_mut().unwrap();
+        client.send(b"STARTTLS\r\nNOOP\r\n");
+        // Octets behind STARTTLS are what they always are.
+        client.get(b"421 4.7.0").unwrap();
+        let _ = client.rest();
+        child.exit(0);
+        assert_eq!(door.code(), 1);
+
+        let (mut door, mut child, _, _folder) = under_server("dead", way);
+        greet(&mut door, &mut child).unwrap();
+        let client = door.client.as_mut().unwrap();
+        client.send(b"STARTTLS\r\n");
+        client.get(b"454 4.7.0 TLS not available\r\n").unwrap();
+        assert!(
+            door.said().contains(&format!("way {way}, dial failed: the UCSPI-TLS server is gone")),
+            "{}",
+            door.said()
+        );
+        crate::steps::ask_child(&mut door, &mut child, "NOOP\r\n", "250 Ok\r\n").unwrap();
+        drop(door.client.take());
+        child.exit(0);
+        door.code();
+    }
+}
+
+#[test]
+fn a_server_that_gives_up_behind_the_220_is_98_and_nothing_in_clear() {
+    let (mut door, mut child, server, _folder) = under_server("gives-up", Way::UcspiTls);
+    greet(&mut door, &mut child).unwrap();
+    let client = door.client.as_mut().unwrap();
+    client.send(b"STARTTLS\r\n");
+    child.get(b"RSET\r\n").unwrap();
+    child.send(b"250 Ok\r\n");
+    client.get(b"220 2.0.0 Ready to start TLS\r\n").unwrap();
+    assert_eq!(client.rest().unwrap().0, b"");
+    assert_eq!(child.rest().unwrap(), b"");
+    child.exit(0);
+    assert_eq!(door.code(), 98);
+    assert!(is_gone(&server.unwrap()));
+}
+
+#[test]
+fn garbage_where_tls_is_due_is_98() {
+    let (mut door, mut child, server, _folder) = under_server("serve", Way::UcspiTls);
+    greet(&mut door, &mut child).unwrap();
+    let client = door.client.as_mut().unwrap();
+    client.send(b"STARTTLS\r\n");
+    child.get(b"RSET\r\n").unwrap();
+    child.send(b"250 Ok\r\n");
+    client.get(b"220 2.0.0 Ready to start TLS\r\n").unwrap();
+    client.send(b"EHLO client.example\r\n");
+    let _ = client.rest();
+    assert_eq!(child.rest().unwrap(), b"");
+    child.exit(0);
+    assert_eq!(door.code(), 98);
+    assert!(is_gone(&server.unwrap()));
+}
+
+#[test]
+fn without_a_server_it_is_a_usage_error() {
+    let descriptor_of_nobody = [("SSLCTLFD", "999"), ("SSLREADFD", "998"), ("SSLWRITEFD", "997")];
+    let twice = [("SSLCTLFD", "2"), ("SSLREADFD", "2"), ("SSLWRITEFD", "2")];
+    for environment in [&[][..], &descriptor_of_nobody, &twice] {
+        let mut door = Door::open(&Start { way: Way::UcspiTls, environment, ..Start::default() });
+        assert_eq!(door.code(), 100, "{}", door.said());
+    }
+}
