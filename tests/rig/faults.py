@@ -27,7 +27,7 @@ import time
 import session
 import signals
 from session import Session, check_letters
-from stage import Broken, Stage, children_of, described, expect, limit
+from stage import MAILFRONT, WAYS, Broken, Stage, children_of, described, expect, limit
 
 ERRORS = ["EINTR", "EAGAIN", "EMFILE", "ENOMEM", "EPIPE", "ECONNRESET", "EIO"]
 MOST = 20
@@ -38,18 +38,25 @@ VERDICTS = ["right", "454", "421", "cut", "start", "memory", "BROKEN"]
 
 
 class Ground:
-    """A stage with a backend, and a queue of its own for PROG and for the backend."""
+    """One way of the program: what goes on behind TLS, and a queue of its own for PROG and for that."""
 
-    def __init__(self, stage):
-        self.stage = stage
-        stage.certificate()
-        self.plain, self.tls = stage.queue("plain"), stage.queue("tls")
-        self.backend = stage.stunnel(self.tls)
+    def __init__(self, stage, way):
+        self.stage, self.way = stage, way
+        self.plain = stage.queue(f"{way}-plain")
+        self.tls = stage.queue(f"{way}-tls") if WAYS[way] else self.plain
+        self.backend = stage.behind(way, self.tls, name=f"{way}-backend")
         self.numbers = itertools.count(1)
 
+    def modes(self):
+        """How letters come: what happens in clear has nothing to do with the way."""
+        return ("clear", "tls") if self.way == "tls" else ("tls",)
+
+    def wrapper(self, backend, prog=MAILFRONT):
+        return self.stage.wrapper(backend, *session.TIMERS, *session.TIMERS_OF[self.way], prog=prog, way=self.way)
+
     def session(self, through=(), **more):
-        argv = self.stage.wrapper(self.backend, *session.TIMERS)
-        return Session(self.stage, argv, self.plain, through, str(next(self.numbers)), **more)
+        tag = f"{self.way}-{next(self.numbers)}"
+        return Session(self.stage, self.wrapper(self.backend), self.plain, through, tag, **more)
 
     def deliver(self, by_tls, through=(), cut_is_due=None, stack_too_small=False, **more):
         """One letter; the verdict. `cut_is_due(session)` says whether an end without a word in the dialogue was to be expected."""
@@ -73,7 +80,6 @@ class Ground:
             expect(cut_is_due and cut_is_due(run), f"cut in the dialogue, exit {code}: {run.said()[-300:]}")
         run.log.unlink()
         return verdict
-
 
     def aborted(self, run, code, stack_too_small):
         """The program ended by a signal of its own: before its first statement, or out of memory. PROG, if there was one, hears the end
@@ -123,14 +129,14 @@ def calls_made(ground, by_tls):
 def call_cases(ground):
     return [
         ("calls", name, (mode, error, nth))
-        for mode in ("plain", "tls") for name, count in sorted(calls_made(ground, mode == "tls").items())
+        for mode in ground.modes() for name, count in sorted(calls_made(ground, mode == "tls").items())
         for nth in range(1, min(count, MOST) + 1) for error in ERRORS
     ]
 
 
 def run_call(ground, name, detail):
     mode, error, nth = detail
-    log = ground.stage.folder / f"{mode}-{name}-{error}-{nth}.trace"
+    log = ground.stage.folder / f"{ground.way}-{mode}-{name}-{error}-{nth}.trace"
 
     def cut_is_due(_):
         """It was the client's own connection, descriptor 0 or 1, that broke."""
@@ -153,8 +159,8 @@ LIMITS = (
 )
 
 
-def limit_cases(_):
-    return [("limits", name, (mode, value)) for name, value in LIMITS for mode in ("plain", "tls")]
+def limit_cases(ground):
+    return [("limits", name, (mode, value)) for name, value in LIMITS for mode in ground.modes()]
 
 
 def run_limit(ground, name, detail):
@@ -172,8 +178,8 @@ CASES = {"calls": call_cases, "limits": limit_cases, "signals": signals.cases}
 
 
 def told(case):
-    kind, name, detail = case
-    return f"{kind} {name} {' '.join(map(str, detail))}"
+    way, kind, name, detail = case
+    return f"{way} {kind} {name} {' '.join(map(str, detail))}"
 
 
 def main():
@@ -186,8 +192,9 @@ def main():
     limit(5400)
     table, broken, started = collections.defaultdict(collections.Counter), [], time.monotonic()
     with Stage() as stage:
-        ground = Ground(stage)
-        cases = [case for kind in options.kinds or CASES for case in CASES[kind](ground)]
+        stage.certificate()
+        grounds = {way: Ground(stage, way) for way in WAYS}
+        cases = [(way, *case) for way, ground in grounds.items() for kind in options.kinds or CASES for case in CASES[kind](ground)]
         if options.only:
             cases = [case for case in cases if re.search(options.only, told(case))]
         if options.sample:
@@ -197,21 +204,22 @@ def main():
 
         def run(case):
             try:
-                return case, RUNNERS[case[0]](ground, *case[1:]), ""
+                way, kind, name, detail = case
+                return case, RUNNERS[kind](grounds[way], name, detail), ""
             except Broken as why:
                 return case, "BROKEN", str(why)
 
         with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
             for case, verdict, why in pool.map(run, cases):
-                table[case[:2]][verdict] += 1
+                table[case[:3]][verdict] += 1
                 if why:
                     broken.append(f"{told(case)}: {why}")
                     print(broken[-1], flush=True)
-    print(f"{'':9}{'':18}" + "".join(f"{verdict:>8}" for verdict in VERDICTS))
-    for (kind, name), counted in sorted(table.items()):
-        print(f"{kind:9}{name:18}" + "".join(f"{counted[verdict] or '':>8}" for verdict in VERDICTS))
+    print(f"{'':34}" + "".join(f"{verdict:>8}" for verdict in VERDICTS))
+    for (way, kind, name), counted in sorted(table.items()):
+        print(f"{way:7}{kind:9}{name:18}" + "".join(f"{counted[verdict] or '':>8}" for verdict in VERDICTS))
     sums = [sum(counted[verdict] for counted in table.values()) for verdict in VERDICTS]
-    print(f"{'in all':9}{sum(sums):<18}" + "".join(f"{number:>8}" for number in sums))
+    print(f"{'in all':16}{sum(sums):<18}" + "".join(f"{number:>8}" for number in sums))
     print(f"{time.monotonic() - started:.0f} s; {len(broken)} broken")
     sys.exit(1 if broken else 0)
 

@@ -5,6 +5,7 @@
 #   hashing N       tells the sha256 of the N octets that follow MAIL
 #   stopped         stops itself before its greeting and is the server that the rest of the arguments name once it is continued
 #   stopped-behind-greeting   the same after its greeting; then it knows QUIT and nothing else
+#   stopped-at-reset          stops itself when it is told RSET
 mode=$1
 shift
 say() { printf '%s\r\n' "$*"; }
@@ -21,7 +22,9 @@ while read -r verb _; do
     say 250-PIPELINING
     say 250 AUTH PLAIN
     [ "$mode" != chatty ] || { for _ in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; say 250 injected; done & } ;;
-  HELO | NOOP | RSET) say 250 ok ;;
+  HELO | NOOP | RSET)
+    case $mode/$verb in stopped-at-reset/[Rr]*) kill -STOP $$ ;; esac
+    say 250 ok ;;
   AUTH) who=authenticated; say 235 ok ;;
   MAIL)
     say 250 "$who"

@@ -70,16 +70,21 @@ class Bare(Server):
 
 
 class Wrapper(Server):
-    """This program, its backend stunnel before another PROG."""
+    """This program, with another PROG behind it where the way has a backend."""
 
     name = "starttls-wrapper"
     SHORT = [f"--{timer}=2" for timer in ("snoop-timeout", "snoop-total", "handshake-timeout", "relay-timeout")]
 
+    def __init__(self, stage, way="tls"):
+        super().__init__(stage)
+        self.way = way
+        if way != "tls":
+            self.name += f"-{way}"
+
     def start(self, name, queues, prog, timers):
-        path = "/usr/sbin/mailfront" if prog[0] == "mailfront" else prog[0]
-        backend = self.stage.stunnel(queues[1], [path, *prog], f"{name}-backend")
+        backend = self.stage.behind(self.way, queues[1], prog, f"{name}-backend")
         options = self.SHORT if timers else ["--handshake-timeout=60"]
-        return self.stage.tcpserver(name, self.stage.wrapper(backend, *options, prog=prog), queues[0])
+        return self.stage.tcpserver(name, self.stage.wrapper(backend, *options, prog=prog, way=self.way), queues[0])
 
 
 class Leaky(Server):

@@ -10,7 +10,6 @@ import os
 import signal
 import time
 
-import session
 from servers import RIG
 from session import Cut, Refused, Session
 from stage import MAILFRONT, Broken, below, children_of, described, expect, wait_for
@@ -21,6 +20,7 @@ PROG = MAILFRONT
 RIG_PROG = str(RIG / "prog.sh")
 STOPPED = [RIG_PROG, "stopped", *MAILFRONT]
 STOPPED_LATER = [RIG_PROG, "stopped-behind-greeting"]
+STOPPED_AT_RESET = [RIG_PROG, "stopped-at-reset"]
 
 
 def greeted(run):
@@ -89,10 +89,22 @@ STATES = {
 }
 
 
-def cases(_):
-    return [
-        ("signals", state, (who, name)) for state, (*_, hit) in STATES.items() for who in hit for name in SIGNALS
-    ]
+# By way; those without TLS are the same in each. PROG that is kept can be hit where the backend was.
+STATES_OF = {
+    "tls": STATES,
+    "plain": {state: row for state, row in STATES.items() if row[0] in (asked, switched, inside, in_text_inside)},
+    "keep": {
+        "replay": (asked, STOPPED_AT_RESET, PROG, ["program", "prog"]),
+        "client's handshake": (switched, PROG, PROG, ["program", "prog"]),
+        "gate": (inside, PROG, PROG, ["program", "prog"]),
+        "relay inside TLS": (in_text_inside, PROG, PROG, ["program", "prog"]),
+    },
+}
+
+
+def cases(ground):
+    states = STATES_OF[ground.way].items()
+    return [("signals", state, (who, name)) for state, (*_, hit) in states for who in hit for name in SIGNALS]
 
 
 def is_stopped(pid):
@@ -102,15 +114,14 @@ def is_stopped(pid):
 def run(ground, state, detail):
     """The verdict of one case."""
     who, name = detail
-    reach, prog, backend_prog, _ = STATES[state]
+    reach, prog, backend_prog, _ = STATES_OF[ground.way][state]
     stage = ground.stage
-    tag = f"signal-{next(ground.numbers)}"
-    path = RIG_PROG if backend_prog in (STOPPED, STOPPED_LATER) else "/usr/sbin/mailfront"
-    port = stage.stunnel(ground.tls, [path, *(backend_prog or PROG)], tag)
-    stunnel = stage.daemons[tag]
+    tag = f"{ground.way}-signal-{next(ground.numbers)}"
+    port = stage.behind(ground.way, ground.tls, backend_prog or PROG, tag)
+    backend = stage.daemons.get(tag)
     if backend_prog is None:
-        os.kill(stunnel.pid, signal.SIGSTOP)  # the kernel still accepts connections for it
-    one = Session(stage, stage.wrapper(port, *session.TIMERS, prog=prog), ground.plain, tag=tag)
+        os.kill(backend.pid, signal.SIGSTOP)  # the kernel still accepts connections for it
+    one = Session(stage, ground.wrapper(port, prog), ground.plain, tag=tag)
     try:
         try:
             reach(one)
@@ -119,10 +130,10 @@ def run(ground, state, detail):
         targets = {
             "program": lambda: one.process.pid,
             "prog": lambda: next(iter(children_of(one.process.pid)), None),
-            "backend": lambda: stunnel.pid if backend_prog is None else next(iter(children_of(stunnel.pid)), None),
+            "backend": lambda: backend.pid if backend_prog is None else next(iter(children_of(backend.pid)), None),
         }
         pid = wait_for(f"the {who}", targets[who], 5)
-        settle(stunnel, one, prog, backend_prog)
+        settle(backend, one, prog, backend_prog)
         stopped = [pid for pid in children_of(one.process.pid) if is_stopped(pid)]
         os.kill(pid, SIGNALS[name])
         if name == "STOP" and who == "program":
@@ -137,11 +148,12 @@ def run(ground, state, detail):
         return verdict
     finally:
         one.kill()
-        for pid in [*below(stunnel.pid), stunnel.pid]:
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-        stunnel.wait()
-        del stage.daemons[tag]
+        if backend:
+            for pid in [*below(backend.pid), backend.pid]:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            backend.wait()
+            del stage.daemons[tag]
         one.log.unlink(missing_ok=True)
         (stage.folder / f"{tag}.log").unlink(missing_ok=True)
 
@@ -152,13 +164,13 @@ def reads_signals(pid):
         return next(int(line.split()[1], 16) for line in status if line.startswith("SigBlk")) == 1 << 1 | 1 << 14
 
 
-def settle(stunnel, one, prog, backend_prog):
+def settle(backend, one, prog, backend_prog):
     """Waits until the program is at work, and the processes that stop themselves have."""
     wait_for("the program to read signals", lambda: reads_signals(one.process.pid), 5)
-    if prog == STOPPED:
+    if prog in (STOPPED, STOPPED_AT_RESET):
         wait_for("PROG to stop", lambda: any(map(is_stopped, children_of(one.process.pid))), 5)
     if backend_prog in (STOPPED, STOPPED_LATER):
-        wait_for("the backend to stop", lambda: any(map(is_stopped, below(stunnel.pid))), 5)
+        wait_for("the backend to stop", lambda: any(map(is_stopped, below(backend.pid))), 5)
 
 
 def follow(one):

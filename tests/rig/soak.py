@@ -220,7 +220,7 @@ def transfer(stage, octets, by_tls):
     queue = stage.queue(f"bulk-{by_tls}")
     prog = [str(RIG / "prog.sh"), "hashing", str(octets)]
     name = f"bulk-{'tls' if by_tls else 'clear'}"
-    backend = stage.stunnel(queue, [prog[0], *prog], f"{name}-backend")
+    backend = stage.stunnel(queue, prog, f"{name}-backend")
     port = stage.tcpserver(name, stage.wrapper(backend, prog=prog), queue)
     digest, block, sent, samples = hashlib.sha256(), bytearray(os.urandom(1 << 18)), 0, []
     with Client(Target(name, stage.address, port, []), 300) as client:

@@ -177,14 +177,14 @@ class Stage:
             return (self.folder / f"{name}.log").read_text(errors="replace")
         return ""
 
-    def stunnel(self, queue, prog=None, name="stunnel", more=""):
-        """A TLS-enabled server: stunnel before a mailfront for each connection."""
+    def stunnel(self, queue, prog=MAILFRONT, name="stunnel", more=""):
+        """A TLS-enabled server: stunnel before this PROG for each connection."""
         port = self.port()
-        prog = prog or ["/usr/sbin/mailfront", *MAILFRONT]
+        path = shutil.which(prog[0], path=self.environment["PATH"])
         file = self.folder / f"{name}.conf"
         file.write_text(
             f"foreground = yes\npid =\nsyslog = no\ndebug = 4\n[smtps]\naccept = {self.address}:{port}\n"
-            f"cert = {self.cert}\nkey = {self.key}\n{more}exec = {prog[0]}\nexecArgs = {' '.join(prog[1:])}\n"
+            f"cert = {self.cert}\nkey = {self.key}\n{more}exec = {path}\nexecArgs = {' '.join(prog)}\n"
         )
         return self.start(name, ["stunnel4", file], port, QUEUEDIR=str(queue.folder))
 
@@ -195,9 +195,15 @@ class Stage:
         return self.start(
             name, [*tcpserver, self.address, port, *argv], port, QUEUEDIR=str(queue.folder), **environment)
 
-    def wrapper(self, backend, *options, prog=MAILFRONT):
-        """`starttls-wrapper --cert C --key K OPTIONS... HOST PORT PROG...`"""
-        return [program(), "--cert", self.cert, "--key", self.key, *options, self.address, backend, *prog]
+    def behind(self, way, queue, prog=MAILFRONT, name="backend"):
+        """What goes on behind TLS in this way; its port, or None where it is PROG itself."""
+        start = WAYS[way]
+        return start and start(self, queue, prog, name)
+
+    def wrapper(self, backend, *options, prog=MAILFRONT, way="tls"):
+        """`starttls-wrapper --way WAY --cert C --key K OPTIONS... HOST PORT PROG...`, without HOST PORT where there is no backend."""
+        place = [] if backend is None else [self.address, backend]
+        return [program(), "--way", way, "--cert", self.cert, "--key", self.key, *options, *place, *prog]
 
     def sessions(self, name):
         """The processes that belong to the sessions of a server."""
@@ -212,6 +218,14 @@ class Stage:
         """Those of them that are still running."""
         self.reap()
         return self.adopted()
+
+
+# Each way of the program, and the server that goes on behind TLS there.
+WAYS = {
+    "tls": Stage.stunnel,
+    "plain": lambda stage, queue, prog, name: stage.tcpserver(name, prog, queue),
+    "keep": None,
+}
 
 
 class Queue:
