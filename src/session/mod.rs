@@ -364,3 +364,6 @@ impl Session {
         self.step(Cause::Ended, now);
     }
 }
+
+#[cfg(test)]
+mod contract_tests;

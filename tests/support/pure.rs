@@ -428,7 +428,8 @@ impl Owner {
         }
         if self.backend.ended == Ended::No {
             // A pipe has but one end.
-            let is_clean = reason == Some(EndReason::Over) || self.way == Way::Respawn;
+            let is_over = matches!(reason, Some(EndReason::Over | EndReason::Client(ClientEnd::Gone)));
+            let is_clean = is_over || self.way == Way::Respawn;
             self.backend.ended = if is_clean { Ended::Clean } else { Ended::Cut };
         }
     }
