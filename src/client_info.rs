@@ -24,6 +24,22 @@ impl ClientInfo {
     }
 }
 
+/// The two ends of the client's connection, its own and ours: each from the UCSPI server's variables where both address and
+/// port are valid there, else from the socket. `None`: one of them is unknown, and nothing may be said in its place.
+pub fn ends(
+    environment: impl Fn(&str) -> Option<OsString>,
+    socket: impl Fn() -> Option<[SocketAddr; 2]>,
+) -> Option<[SocketAddr; 2]> {
+    let word = |name: &str| environment(name).and_then(|word| word.into_string().ok());
+    let said = |ip: &str, port: &str| {
+        let (ip, port) = (word(ip)?.parse::<IpAddr>().ok()?, word(port)?.parse().ok().filter(|&port: &u16| port > 0)?);
+        Some(SocketAddr::new(ip, port))
+    };
+    let client = said("TCPREMOTEIP", "TCPREMOTEPORT").or_else(|| socket().map(|[client, _]| client))?;
+    let local = said("TCPLOCALIP", "TCPLOCALPORT").or_else(|| socket().map(|[_, local]| local))?;
+    Some([client, local])
+}
+
 impl From<SocketAddr> for ClientInfo {
     fn from(peer: SocketAddr) -> Self {
         Self { address: Some(peer.ip().to_canonical()), port: Some(peer.port()) }
@@ -74,6 +90,27 @@ mod tests {
             assert_eq!(shown("192.0.2.1", port), "192.0.2.1", "{port}");
             assert_eq!(shown("2001:db8::1", port), "2001:db8::1", "{port}");
         }
+    }
+
+    #[test]
+    fn an_end_is_the_variables_where_they_are_valid_and_else_the_sockets_or_unknown() {
+        let socket: [SocketAddr; 2] = ["192.0.2.1:4711", "192.0.2.2:25"].map(|end| end.parse().unwrap());
+        let given = |ip: &'static str, port: &'static str| {
+            move |name: &str| match name {
+                "TCPREMOTEIP" => Some(ip.into()),
+                "TCPREMOTEPORT" => Some(port.into()),
+                _ => None,
+            }
+        };
+        let [client, local] = ends(given("2001:db8::1", "7"), || Some(socket)).unwrap();
+        assert_eq!((client.to_string(), local), ("[2001:db8::1]:7".to_owned(), socket[1]));
+        for (ip, port) in
+            [("1.2.3.4\r\nXCLIENT", "7"), ("mx.example", "7"), ("1.2.3.4", "0"), ("1.2.3.4", "x"), ("", "")]
+        {
+            assert_eq!(ends(given(ip, port), || Some(socket)), Some(socket), "{ip} {port}");
+            assert_eq!(ends(given(ip, port), || None), None, "{ip} {port}");
+        }
+        assert_eq!(ends(given("1.2.3.4", "7"), || None), None, "our own end is unknown");
     }
 
     #[test]

@@ -18,7 +18,7 @@
 //! | 4 | [`cli`], [`driver`] | what was typed; the door through which connections come |
 //! | 3 | [`engine`], [`sys`] | the loop and the only code that touches descriptors; `unsafe` in `sys/raw.rs` alone |
 //! | 2 | [`session`], [`tls`] | no descriptor, no clock, no log: octets, events and the time come in, octets and reasons go out |
-//! | 1 | [`smtp`] | pure grammar |
+//! | 1 | [`smtp`], [`proxy`] | pure grammar |
 //! | 0 | [`buffer`], [`client_info`], [`error`], [`logging`], [`variables`] | |
 //!
 //! The states of a session and their transitions are drawn and defined in one place, [`session::Phase`]; why a session
@@ -31,6 +31,7 @@ pub mod driver;
 pub mod engine;
 pub mod error;
 pub mod logging;
+pub mod proxy;
 pub mod session;
 pub mod smtp;
 pub mod sys;

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use child::Child;
 use dialogue::Doors;
-use door::{Door, Start, tls_client};
+use door::{Door, Shape, Start, tls_client};
+use starttls_wrapper::session::Way;
 use steps::{At, Standing};
 use stream::wait_until;
 use support::*;
@@ -118,6 +119,56 @@ fn the_backend_is_dialled_from_its_source() {
     for (options, source) in [(&[][..], "127.0.0.1"), (&["--backend-source", "127.0.0.9"], "127.0.0.9")] {
         let mut standing = Standing::at(At::Gate, &Start { options, ..Start::default() });
         assert_eq!(standing.door.backend.dialled_from().to_string(), source);
+    }
+}
+
+/// Behind the header the session is as without it: with `tls` its ClientHello, with `plain` the greeting awaited.
+#[test]
+fn the_proxy_header_comes_before_anything_else_on_the_backends_connection() {
+    let client =
+        [("TCPREMOTEIP", "192.0.2.7"), ("TCPREMOTEPORT", "4711"), ("TCPLOCALIP", "192.0.2.25"), ("TCPLOCALPORT", "25")];
+    let line = b"PROXY TCP4 192.0.2.7 192.0.2.25 4711 25\r\n";
+    let binary =
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x14\xc0\0\x02\x07\xc0\0\x02\x19\x12\x67\0\x19\x20\0\x05\x01\0\0\0\x01";
+    for way in [Way::Tls, Way::Plain] {
+        for (version, header) in [("v1", &line[..]), ("v2", &binary[..])] {
+            let start = Start { options: &["--send-proxy", version], environment: &client, way, ..Start::default() };
+            let mut door = Door::open(&start);
+            let mut child = Child::accept(&door.puppets).unwrap();
+            greet(&mut door, &mut child);
+            door.client.as_mut().unwrap().send(b"STARTTLS\r\n");
+            door.backend.accept_only().unwrap();
+            door.backend.held().get(header).unwrap_or_else(|why| panic!("{way} {version}: {why}"));
+            if way == Way::Tls {
+                door.backend.held().get(&[0x16, 3]).unwrap();
+                continue;
+            }
+            let backend = door.backend.held();
+            backend.send(b"220 secure.example ESMTP\r\n");
+            backend.get(b"EHLO client.example\r\n").unwrap();
+            backend.send(b"250 secure.example\r\n");
+            door.client.as_mut().unwrap().get(b"220 2.0.0 Ready to start TLS\r\n").unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_client_whose_address_nobody_knows_gets_a_454_and_the_backend_no_lie() {
+    for ip in ["1.2.3.4\r\nXCLIENT", "unknown", ""] {
+        let environment = [("TCPREMOTEIP", ip), ("TCPLOCALPORT", "25")];
+        let options = ["--send-proxy", "v1"];
+        let start = Start { options: &options, environment: &environment, shape: Shape::Pipes, ..Start::default() };
+        let mut door = Door::open(&start);
+        let mut child = Child::accept(&door.puppets).unwrap();
+        greet(&mut door, &mut child);
+        let client = door.client.as_mut().unwrap();
+        client.send(b"STARTTLS\r\n");
+        client.get(b"454 4.7.0 TLS not available\r\n").unwrap();
+        assert!(!door.backend.is_dialled(), "{ip}");
+        client.send(b"NOOP\r\n");
+        child.get(b"NOOP\r\n").unwrap();
+        let said = door.said();
+        assert!(said.contains("way tls, dial failed: the client's address is unknown"), "{said}");
     }
 }
 

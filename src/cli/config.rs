@@ -10,6 +10,7 @@ use log::LevelFilter;
 use super::args::{self, Typed, socket_path};
 use super::options::{Id, OPTIONS};
 use crate::error::Fatal;
+use crate::proxy::Version;
 use crate::session::Way;
 use crate::session::policy::{Cutoff, Policy, RelayMode, Replay, Timeouts};
 use crate::smtp::command::{Kind, Verb};
@@ -40,6 +41,8 @@ pub struct Config {
     pub backend_insecure: bool,
     /// Local address to connect from; of the family of HOST where HOST is a literal.
     pub backend_source: Option<IpAddr>,
+    /// Tell HOST who the client is, by a PROXY header of this version.
+    pub send_proxy: Option<Version>,
     /// What the session decides by. `offer_tls` says only that an identity was named: loading it may yet fail.
     pub policy: Policy,
     /// How relayed plaintext moves.
@@ -135,6 +138,7 @@ impl Config {
             backend_name: backend_name(&typed)?,
             backend_insecure: backend_insecure(&typed, host)?,
             backend_source: backend_source(&typed, host)?,
+            send_proxy: chosen(&typed, Id::SendProxy, &[("v1", Some(Version::V1)), ("v2", Some(Version::V2))])?,
             policy,
             relay: chosen(&typed, Id::Relay, &[("splice", RelayMode::Splice), ("copy", RelayMode::Copy)])?,
             verbosity: verbosity(typed.times(Id::Verbose), typed.times(Id::Quiet)),
@@ -161,19 +165,21 @@ fn called(id: Id) -> String {
 fn refuse_idle(typed: &Typed) -> Result<(), Fatal> {
     // What is about TLS with HOST, and what is about HOST at all.
     let tls = [Id::BackendCa, Id::BackendName, Id::BackendInsecure, Id::BackendHandshakeTimeout];
-    let host = [Id::BackendSource, Id::Replay, Id::DialTimeout, Id::GreetingTimeout];
+    let host = [Id::BackendSource, Id::SendProxy, Id::Replay, Id::DialTimeout, Id::GreetingTimeout];
     // What is about our certificate and TLS with the client, and what about the dialogue before it.
     let own = [Id::Cert, Id::Key, Id::SelfSigned, Id::HandshakeTimeout];
     let snoop = [Id::RequireTls, Id::Refusals, Id::Cutoff];
     let idle = match typed.way {
         Way::Tls => Vec::new(),
         Way::Plain => tls.to_vec(),
-        Way::Keep => [tls, host].concat(),
-        Way::Respawn => [&tls[..], &[Id::BackendSource, Id::DialTimeout]].concat(),
+        Way::Keep => [&tls[..], &host].concat(),
+        Way::Respawn => [&tls[..], &[Id::BackendSource, Id::SendProxy, Id::DialTimeout]].concat(),
         Way::UcspiTls => [&own[..3], &tls, &host].concat(),
-        Way::UcspiRespawn => [&own[..3], &tls, &[Id::BackendSource, Id::DialTimeout]].concat(),
+        Way::UcspiRespawn => [&own[..3], &tls, &[Id::BackendSource, Id::SendProxy, Id::DialTimeout]].concat(),
         Way::Raw => [&own[..], &tls, &[Id::Replay, Id::GreetingTimeout, Id::ReplayTimeout]].concat(),
-        Way::Mute => [&own[..], &tls, &snoop, &[Id::BackendSource, Id::Replay, Id::DialTimeout]].concat(),
+        Way::Mute => {
+            [&own[..], &tls, &snoop, &[Id::BackendSource, Id::SendProxy, Id::Replay, Id::DialTimeout]].concat()
+        }
     };
     match idle.iter().find(|id| typed.times(**id) > 0) {
         Some(id) => usage(format!("{} says nothing with {}", called(*id), args::called(typed.way))),

@@ -34,6 +34,18 @@ fn three_words_are_enough_and_give_the_defaults() {
 }
 
 #[test]
+fn a_proxy_header_is_of_version_1_or_2_and_for_host() {
+    assert_eq!(config("").send_proxy, None);
+    assert_eq!(config("--send-proxy v1").send_proxy, Some(Version::V1));
+    assert_eq!(config("--send-proxy=v2").send_proxy, Some(Version::V2));
+    assert_eq!(refused("--send-proxy 2"), "--send-proxy takes v1|v2, not \"2\"");
+    for way in ["keep", "respawn"] {
+        let why = with(&format!("--way {way} --send-proxy v1 prog"), &[]).unwrap_err();
+        assert!(why.starts_with("--send-proxy says nothing with"), "{why}");
+    }
+}
+
+#[test]
 fn ports_are_numbers_from_1_to_65535() {
     for port in ["1", "465", "65535"] {
         let expected = Server::Tcp { host: "h".to_owned(), port: port.parse().unwrap() };

@@ -15,6 +15,7 @@ pub enum Id {
     BackendName,
     BackendInsecure,
     BackendSource,
+    SendProxy,
     Replay,
     RequireTls,
     Refusals,
@@ -140,7 +141,7 @@ impl OptionSpec {
 }
 
 /// The table.
-pub const OPTIONS: [OptionSpec; 35] = [
+pub const OPTIONS: [OptionSpec; 36] = [
     valued(Id::Cert, "cert", "FILE", "", Group::Certificate, "our certificate chain, PEM").with_env("CERTFILE"),
     valued(Id::Key, "key", "FILE", "the --cert file", Group::Certificate, "the private key of --cert, PEM")
         .with_env("KEYFILE"),
@@ -181,6 +182,14 @@ pub const OPTIONS: [OptionSpec; 35] = [
         "",
         Group::Backend,
         "local address to connect from, so that HOST can deny relaying",
+    ),
+    valued(
+        Id::SendProxy,
+        "send-proxy",
+        "v1|v2",
+        "",
+        Group::Backend,
+        "tell HOST who the client is by a PROXY header; it must expect one",
     ),
     valued(
         Id::Replay,
@@ -248,8 +257,7 @@ pub fn help() -> String {
         "       starttls-wrapper --way plain [OPTIONS] unix:PATH PROG [ARGS...]\n",
         "       starttls-wrapper --way keep|respawn|ucspi-tls|ucspi-tls-respawn [OPTIONS] PROG [ARGS...]\n",
         "       starttls-wrapper --mute[=always] [OPTIONS] PROG [ARGS...]\n",
-        "Runs PROG, a plaintext SMTP server, for the client on fds 0 and 1, and adds STARTTLS:\n",
-        "a client that asks for it is handed over to the TLS-enabled server at HOST PORT.\n",
+        "Runs PROG, a plaintext SMTP server, for fds 0 and 1; a client's STARTTLS leads to HOST PORT.\n",
     ));
     for (group, heading) in HEADINGS {
         text.push('\n');

@@ -15,9 +15,10 @@ use rustix::process::Pid;
 use zeroize::Zeroizing;
 
 use crate::cli::{Config, IdentitySource, OWN_VARIABLES, Server};
-use crate::client_info::ClientInfo;
+use crate::client_info::{self, ClientInfo};
 use crate::engine::{self, CLIENT_IN, CLIENT_OUT, Conn, Parts, Peer, SIGNALS, Secrets, TLS_SERVER, TlsServer};
 use crate::error::Fatal;
+use crate::proxy::Header;
 use crate::session::{ChildEnd, EndReason, PolicyEnd, Way};
 use crate::smtp::reply::Ours;
 use crate::sys::child::{self, Child};
@@ -177,6 +178,10 @@ impl Parted {
         if info.address.is_none() {
             info = inherited::peer(&input).map_or(info, ClientInfo::from);
         }
+        let proxy = config.send_proxy.map(|version| {
+            let [client, local] = client_info::ends(|name| std::env::var_os(name), || inherited::ends(&input))?;
+            Some(Header { version, client, local, tls: policy.way.ends_tls() })
+        });
         let parts = Parts {
             client: (End::shared(input, CLIENT_IN)?, End::shared(output, CLIENT_OUT)?),
             child,
@@ -186,6 +191,7 @@ impl Parted {
             policy: Arc::new(policy),
             secrets: Secrets { identity, peer },
             target,
+            proxy,
             relay: config.relay,
             terminations: Some(terminations),
             started,

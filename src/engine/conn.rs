@@ -14,6 +14,7 @@ use mio::{Interest, Registry, Token};
 use rustix::process::Pid;
 
 use crate::client_info::ClientInfo;
+use crate::proxy::Header;
 use crate::session::policy::RelayMode;
 use crate::session::{ClientEnd, EndReason, Phase, Policy, Session, Way};
 use crate::sys::child::Child;
@@ -59,6 +60,8 @@ pub struct Parts {
     pub policy: Arc<Policy>,
     /// Where the backend is, where it is dialled.
     pub target: Option<Target>,
+    /// What HOST is told of the client before anything else; the inner `None`: nobody knows who it is.
+    pub proxy: Option<Option<Header>>,
     /// What TLS is made from.
     pub secrets: Secrets,
     /// How relayed plaintext moves.
@@ -139,6 +142,7 @@ pub struct Conn {
     pub(super) info: ClientInfo,
     pub(super) policy: Arc<Policy>,
     pub(super) target: Option<Target>,
+    pub(super) proxy: Option<Option<Header>>,
     pub(super) secrets: Secrets,
     pub(super) mode: RelayMode,
     pub(super) tally: Tally,
@@ -205,6 +209,7 @@ impl Conn {
             info: parts.info,
             policy: parts.policy,
             target: parts.target,
+            proxy: parts.proxy,
             secrets: parts.secrets,
             mode: parts.relay,
             tally: Tally::default(),

@@ -9,6 +9,7 @@ use mio::{Interest, Registry};
 
 use crate::logging::escape;
 use crate::session::{BackendEnd, ClientEnd, EndReason, Phase, Session, Way};
+use crate::sys::end::End;
 use crate::sys::holder::Holder;
 use crate::tls::{Leg, TlsError};
 use crate::variables;
@@ -70,15 +71,23 @@ impl Conn {
     /// Goes on with the dial that is under way, or begins one. `None`: not yet.
     fn connect(&mut self, registry: &Registry, now: Instant) -> Result<Option<Backend>, String> {
         let target = self.target.as_ref().ok_or("there is no HOST")?;
+        let header = match &self.proxy {
+            Some(None) => return Err("the client's address is unknown, no PROXY header can be sent".to_owned()),
+            Some(Some(header)) => Some(header.octets()),
+            None => None,
+        };
         let dial = self.dial.get_or_insert_with(|| {
             self.resolver.begin();
             Dial::begin(target, self.policy.timeouts.dial, now)
         });
-        let end = match dial.poll(&mut self.resolver, registry, now) {
+        let mut end = match dial.poll(&mut self.resolver, registry, now) {
             Dialled::Wait => return Ok(None),
             Dialled::Failed(why) => return Err(why),
             Dialled::Done(end) => end,
         };
+        if let Some(header) = header {
+            tell(&mut end, &header)?;
+        }
         // By the way alone, so that nothing forgotten elsewhere makes a connection a clear one.
         match self.policy.way {
             Way::Plain | Way::Raw => Ok(Some(Backend::socket(end))),
@@ -304,6 +313,15 @@ impl Conn {
         if !octets.is_empty() {
             self.session.handle_client(octets, now);
         }
+    }
+}
+
+/// The PROXY header, in one write: a server may take what comes in two for no header. A fresh connection has room for it.
+fn tell(end: &mut End, header: &[u8]) -> Result<(), String> {
+    match end.write(header) {
+        Ok(Some(count)) if count == header.len() => Ok(()),
+        Ok(_) => Err("it does not take the PROXY header at once".to_owned()),
+        Err(error) => Err(format!("PROXY header: {error}")),
     }
 }
 

@@ -89,6 +89,13 @@ pub fn peer(client: impl AsFd) -> Option<SocketAddr> {
     rustix::net::getpeername(client).ok()?.and_then(|peer| peer.try_into().ok())
 }
 
+/// Both ends of the TCP connection `client`, if it is one: the peer's, and ours.
+#[must_use]
+pub fn ends(client: impl AsFd) -> Option<[SocketAddr; 2]> {
+    let ours = rustix::net::getsockname(&client).ok()?.try_into().ok()?;
+    Some([peer(client)?, ours])
+}
+
 fn is_socket(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::Socket
 }

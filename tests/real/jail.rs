@@ -65,6 +65,12 @@ impl<'a> Jail<'a> {
 /// that maildir. `protocols` as smtpd_tls_protocols has it.
 #[track_caller]
 pub(crate) fn postfix(stage: &Stage, identity: &Identity, protocols: &str) -> (SocketAddrV4, PathBuf) {
+    postfix_with(stage, identity, protocols, "")
+}
+
+/// The same with further lines in its main.cf.
+#[track_caller]
+pub(crate) fn postfix_with(stage: &Stage, identity: &Identity, protocols: &str, more: &str) -> (SocketAddrV4, PathBuf) {
     let (jail, at) = (Jail::new(stage, "postfix"), stage.unused_port());
     jail.admit(identity, 0);
     jail.write(
@@ -75,7 +81,7 @@ pub(crate) fn postfix(stage: &Stage, identity: &Identity, protocols: &str) -> (S
              local_recipient_maps =\nsmtpd_peername_lookup = no\nsmtpd_relay_restrictions = reject_unauth_destination\n\
              smtpd_tls_cert_file = /cert.pem\nsmtpd_tls_key_file = /key.pem\nsmtpd_tls_security_level = may\n\
              smtpd_tls_protocols = {protocols}\nsmtpd_tls_mandatory_protocols = {protocols}\nmail_spool_directory = /mail/\n\
-             maillog_file = /mail.log\nmaillog_file_prefixes = /\n"
+             maillog_file = /mail.log\nmaillog_file_prefixes = /\n{more}"
         ),
     );
     jail.write(
