@@ -53,7 +53,7 @@ fn a_record_costs_no_allocation_of_ours() {
     let identity = Identity::self_signed("mx.example").unwrap();
     let name = server_name("mx.example").unwrap();
     let trust =
-        Trust { own_leaf: Some(identity.leaf().clone()), roots: Roots::None, name: name.clone(), insecure: false };
+        Trust { own_leaf: Some(identity.leaf().clone()), roots: Roots::default(), name: name.clone(), insecure: false };
     let mut client = Leg::connect(&client_setup(trust).unwrap(), name).unwrap();
     let mut server = Leg::accept(&server_setup(&identity).unwrap()).unwrap();
     let mut received = 0;

@@ -1,8 +1,8 @@
 //! One session on descriptors 0 and 1, as a child of tcpserver, s6-tcpserver, inetd or systemd.
 //!
 //! Start-up is part of the data path, and its order is the contract: with `--way respawn` the place of the second child, which
-//! is a copy of us; the child, so that its greeting never waits for us; then certificate and key; then the ids are dropped; then the sandbox; and only then is the client's first octet
-//! read. With `--require-tls` the certificate comes before the child: without it there is no service to start.
+//! is a copy of us; the child, so that its greeting never waits for us; then certificate and key, and roots are opened; then the
+//! ids are dropped; then the sandbox; and only then is the client's first octet read. With `--require-tls` the certificate comes before the child: without it there is no service to start.
 
 use std::io;
 use std::path::Path;
@@ -53,12 +53,15 @@ pub fn serve(config: Config) -> Result<u8, Fatal> {
         None | Some(Some(_)) => start(&config),
     });
     let identity = identity.unwrap_or_else(|| self::identity(&config.identity));
+    // Where STARTTLS is not offered, nobody is dialled.
+    let offers_tls = identity.is_some() || !config.policy.way.ends_tls();
+    let (target, peer) = if offers_tls { (target(&config), peer(&config)) } else { (None, None) };
     let dropped = privileges::become_user(config.uid, config.gid).and_then(|()| privileges::harden());
     let told = tls_server.iter().filter_map(|server| server.pid);
     let children = child.iter().map(Child::pid).chain(holder.iter().map(Holder::pid)).chain(told).collect();
-    let offers_tls = identity.is_some() || !config.policy.way.ends_tls();
-    let needs = config.sandbox.then(|| needs(&config, offers_tls, children));
-    let mut conn = Parted::new(config, identity, child, holder, tls_server, started)
+    let needs = config.sandbox.then(|| needs(target.as_ref(), peer.as_ref(), children));
+    let secrets = Secrets { identity, peer };
+    let mut conn = Parted::new(config, secrets, target, child, holder, tls_server, started)
         .map_err(|error| turn_away("watch the client", error))?;
     if let Err(error) = dropped {
         conn.conn.end_with(EndReason::System(format!("can't drop privileges: {error}")));
@@ -74,27 +77,23 @@ pub fn serve(config: Config) -> Result<u8, Fatal> {
 }
 
 /// What a session so configured will need once the client is heard.
-fn needs(config: &Config, offers_tls: bool, children: Vec<Pid>) -> Needs {
-    let target = target(config).filter(|_| offers_tls);
-    let files = match roots(config) {
-        Some(_) if target.is_none() || config.backend_insecure => Vec::new(),
-        // A folder may be one of the system's, or of links to its certificates.
-        Some(Roots::Files { file, folder: Some(folder) }) => {
-            file.into_iter().chain([folder]).chain(sandbox::system_roots()).collect()
-        }
-        Some(Roots::Files { file, folder: None }) => file.into_iter().collect(),
-        Some(Roots::System) => sandbox::system_roots(),
-        Some(Roots::Pem(_) | Roots::None) | None => Vec::new(),
-    };
-    Needs { children, target, files }
+fn needs(target: Option<&Target>, peer: Option<&Peer>, children: Vec<Pid>) -> Needs {
+    let folders = peer.map_or(&[][..], |peer| peer.roots.folders());
+    // A folder may be one of the system's, or of links to its certificates.
+    let linked = folders.first().map(|_| sandbox::system_roots()).unwrap_or_default();
+    Needs { children, target: target.cloned(), files: folders.iter().cloned().chain(linked).collect() }
 }
 
-/// Who may vouch for HOST, where it speaks TLS.
-fn roots(config: &Config) -> Option<Roots> {
-    (config.policy.way == Way::Tls).then(|| match (&config.ca_file, &config.ca_dir) {
-        (None, None) => Roots::System,
-        (file, folder) => Roots::Files { file: file.clone(), folder: folder.clone() },
-    })
+/// How HOST is known, where it speaks TLS. Its roots are opened here.
+fn peer(config: &Config) -> Option<Peer> {
+    let (Some(Server::Tcp { host, .. }), Way::Tls) = (&config.server, config.policy.way) else { return None };
+    let roots = match (&config.ca_file, &config.ca_dir) {
+        _ if config.backend_insecure => Roots::default(),
+        (None, None) => Roots::system(|name| std::env::var_os(name)),
+        (file, folder) => Roots::listed(file.as_deref(), folder.as_deref()),
+    };
+    let name = config.backend_name.clone().unwrap_or_else(|| host.clone());
+    Some(Peer { roots, name, insecure: config.backend_insecure })
 }
 
 /// Where HOST is, if the way has one.
@@ -150,22 +149,15 @@ struct Parted {
 impl Parted {
     fn new(
         config: Config,
-        identity: Option<Identity>,
+        secrets: Secrets,
+        target: Option<Target>,
         child: Result<Child, EndReason>,
         holder: Option<Holder>,
         tls_server: Option<TlsServer>,
         started: Instant,
     ) -> io::Result<Self> {
-        let (target, roots) = (target(&config), roots(&config));
-        let peer = match (&config.server, roots) {
-            (Some(Server::Tcp { host, .. }), Some(roots)) => {
-                let name = config.backend_name.unwrap_or_else(|| host.clone());
-                Some(Peer { roots, name, insecure: config.backend_insecure })
-            }
-            (Some(_) | None, _) => None,
-        };
         let mut policy = config.policy;
-        policy.offer_tls = identity.is_some() || !policy.way.ends_tls();
+        policy.offer_tls = secrets.identity.is_some() || !policy.way.ends_tls();
         if config.backend_insecure {
             warn!("the backend's certificate is not checked (--backend-insecure)");
         }
@@ -189,7 +181,7 @@ impl Parted {
             tls_server,
             info,
             policy: Arc::new(policy),
-            secrets: Secrets { identity, peer },
+            secrets,
             target,
             proxy,
             relay: config.relay,

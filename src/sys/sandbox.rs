@@ -9,7 +9,7 @@
 //! | PROG, once or twice | signals to it, its end, its reaping |
 //! | HOST PORT | TCP to that port and to no other; with `unix:PATH` a UNIX socket instead; in ways without HOST none |
 //! | a HOST that is a name | a thread, the resolver's files, UDP, TCP to port 53 |
-//! | a certificate that needs roots | reading beneath [`Needs::files`] |
+//! | a folder of roots | reading beneath [`Needs::files`] |
 //!
 //! Contract: single-threaded until here; PROG was started before and inherits nothing of it. What only an intruder asks for (a
 //! program, a process, another process's memory, executable memory) kills us with SIGSYS, seen by the supervisor. All else that is
@@ -60,8 +60,7 @@ pub enum Confined {
     Without(String),
 }
 
-/// Where systems keep their roots, beside what SSL_CERT_FILE and SSL_CERT_DIR say: the places that rustls-native-certs looks at,
-/// and those that the links in them lead to.
+/// Where systems keep their roots, which the links in a folder of roots may lead to.
 #[must_use]
 pub fn system_roots() -> Vec<PathBuf> {
     const PLACES: [&str; 9] = [
@@ -75,9 +74,7 @@ pub fn system_roots() -> Vec<PathBuf> {
         "/usr/local/share/ca-certificates",
         "/var/lib/ca-certificates",
     ];
-    let named = |variable| std::env::var_os(variable).map(|list| std::env::split_paths(&list).collect::<Vec<_>>());
-    let said: Vec<PathBuf> = ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().filter_map(named).flatten().collect();
-    said.into_iter().chain(PLACES.map(PathBuf::from)).collect()
+    PLACES.map(PathBuf::from).into()
 }
 
 /// What the system's resolver reads; of a static glibc also the libraries that it loads for that.
@@ -225,6 +222,7 @@ fn calls(needs: &Needs) -> Vec<(libc::c_long, Rule)> {
 const ALWAYS: &[libc::c_long] = &[
     libc::SYS_read,
     libc::SYS_readv,
+    libc::SYS_pread64,
     libc::SYS_write,
     libc::SYS_writev,
     libc::SYS_splice,
@@ -301,7 +299,6 @@ const LOOKING: &[libc::c_long] = &[
     libc::SYS_readlinkat,
     libc::SYS_faccessat,
     libc::SYS_fadvise64,
-    libc::SYS_pread64,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_stat,
     #[cfg(target_arch = "x86_64")]

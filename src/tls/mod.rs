@@ -3,7 +3,7 @@
 //! Contract: ciphertext goes in ([`Leg::room`], [`Leg::filled`]), plaintext comes out by reference ([`Leg::handle_records`]); plaintext
 //! goes in ([`Leg::send`]), ciphertext comes out ([`Leg::outgoing`], [`Leg::sent`]). Nothing here reads a clock, a socket or the
 //! environment, and nothing logs: reasons come out as [`TlsError`] and [`IdentityError`]. The one exception is stated at
-//! [`Roots`]: files of trusted roots are read when a backend's certificate first has to be checked against them.
+//! [`Roots`]: files of trusted roots are opened when it is made, and read when a backend's certificate has to be checked against them.
 //!
 //! Everything of rustls stays in this folder. The unbuffered interface lives in rustls 0.23 only; its successor asks for `leg.rs`
 //! and `setup.rs` to be rewritten, nothing else. Its traps, all handled in `leg.rs`:
@@ -18,6 +18,7 @@ mod identity;
 mod leg;
 mod pem;
 mod provider;
+mod roots;
 mod setup;
 mod trust;
 
@@ -25,8 +26,9 @@ pub use error::TlsError;
 pub use identity::{Identity, IdentityError};
 pub use leg::{Facts, Leg};
 pub use provider::server_name;
+pub use roots::Roots;
 pub use setup::{client_setup, server_setup};
-pub use trust::{Roots, Trust};
+pub use trust::Trust;
 
 pub use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 pub use rustls::{ClientConfig, ServerConfig};

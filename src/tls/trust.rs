@@ -2,21 +2,19 @@
 //!
 //! Contract: a certificate passes if it is our own leaf (name and dates do not matter then), or if it bears the demanded name and
 //! is signed by, or is itself one of, the roots given; without any given, if the system's roots sign it. In every case, `insecure`
-//! included, the handshake's signature proves that the peer holds the certificate's key. Roots are read when they are first needed,
-//! and once: the usual backend shows our own leaf, and reading the system's roots costs 4.6 ms. No revocation.
+//! included, the handshake's signature proves that the peer holds the certificate's key. No revocation.
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme};
-use rustls_native_certs::{CertificateResult, load_certs_from_paths, load_native_certs};
+use rustls::{CertificateError, DigitallySignedStruct, OtherError, SignatureScheme};
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use super::identity::check_dates;
+use super::roots::{ReadRoots, Roots};
 
 /// Whom we believe to be the backend.
 #[derive(Clone, Debug)]
@@ -31,63 +29,11 @@ pub struct Trust {
     pub insecure: bool,
 }
 
-/// Who may sign the backend's certificate. A self-signed certificate that is listed itself is believed too, even if it calls itself
-/// a CA, as `openssl req -x509` has it.
-#[derive(Clone, Debug)]
-pub enum Roots {
-    /// These certificates.
-    Pem(Vec<CertificateDer<'static>>),
-    /// The certificates in a PEM file (CAFILE) and in all PEM files of a folder (CADIR); read when first needed.
-    Files {
-        /// CAFILE.
-        file: Option<PathBuf>,
-        /// CADIR.
-        folder: Option<PathBuf>,
-    },
-    /// What this system trusts (or the files named by SSL_CERT_FILE and SSL_CERT_DIR); read when first needed.
-    System,
-    /// Nobody.
-    None,
-}
-
-/// [`Roots`] as they were found.
-#[derive(Debug)]
-pub(super) struct LoadedRoots {
-    store: RootCertStore,
-    /// Certificates that are believed when shown themselves; empty for the system's roots.
-    listed: Vec<CertificateDer<'static>>,
-    /// What went wrong while reading.
-    trouble: Option<String>,
-}
-
-/// Reads the roots: the one place in this folder that opens files.
-pub(super) fn load_roots(roots: &Roots) -> LoadedRoots {
-    let (found, list_them) = match roots {
-        Roots::Pem(certificates) => (certificates_only(certificates.clone()), true),
-        Roots::Files { file, folder } => (load_certs_from_paths(file.as_deref(), folder.as_deref()), true),
-        Roots::System => (load_native_certs(), false),
-        Roots::None => (CertificateResult::default(), false),
-    };
-    let mut store = RootCertStore::empty();
-    store.add_parsable_certificates(found.certs.iter().cloned());
-    LoadedRoots {
-        store,
-        listed: if list_them { found.certs } else { Vec::new() },
-        trouble: found.errors.first().map(ToString::to_string),
-    }
-}
-
-fn certificates_only(certificates: Vec<CertificateDer<'static>>) -> CertificateResult {
-    let mut found = CertificateResult::default();
-    found.certs = certificates;
-    found
-}
-
 /// Applies a [`Trust`] for rustls.
 pub(super) struct Verifier {
     trust: Trust,
     provider: Arc<CryptoProvider>,
-    loaded: OnceLock<LoadedRoots>,
+    loaded: OnceLock<ReadRoots>,
 }
 
 impl Verifier {
@@ -101,7 +47,7 @@ impl Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), rustls::Error> {
-        let loaded = self.loaded.get_or_init(|| load_roots(&self.trust.roots));
+        let loaded = self.loaded.get_or_init(|| self.trust.roots.read());
         if loaded.store.is_empty() && loaded.listed.is_empty() {
             return Err(other(NoRoots(loaded.trouble.clone())));
         }
@@ -194,7 +140,7 @@ mod tests {
         let stranger = Identity::self_signed("mx.example").unwrap();
         let name = server_name("mx.example").unwrap();
         let own_leaf = Some(own.leaf().clone());
-        let trust = Trust { own_leaf, roots: Roots::System, name: name.clone(), insecure: false };
+        let trust = Trust { own_leaf, roots: Roots::system(|_| None), name: name.clone(), insecure: false };
         let verifier = Verifier::new(trust, provider().clone());
         let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_893_456_000));
         let verdict = |leaf: &Identity| verifier.verify_server_cert(leaf.leaf(), &[], &name, &[], now);

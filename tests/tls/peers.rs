@@ -105,7 +105,7 @@ impl End {
 
     /// A client that believes `identity` because it is its own.
     pub(crate) fn client(identity: &Identity) -> Self {
-        let config = client_setup(trust(Some(identity.leaf().clone()), Roots::None)).unwrap();
+        let config = client_setup(trust(Some(identity.leaf().clone()), Roots::default())).unwrap();
         Self::new(Leg::connect(&config, name()).unwrap())
     }
 

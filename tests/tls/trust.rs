@@ -37,7 +37,12 @@ fn refused(trust: Trust, identity: &Identity, reason: &str, alert: &str) {
 }
 
 fn listed(certificates: &[&CertificateDer<'static>]) -> Roots {
-    Roots::Pem(certificates.iter().map(|certificate| (*certificate).clone()).collect())
+    // Opened when `Roots` are made: the file may be gone when they are read.
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cafile.pem");
+    std::fs::write(&file, certificates.iter().map(|certificate| pem("CERTIFICATE", certificate)).collect::<String>())
+        .unwrap();
+    Roots::listed(Some(&file), None)
 }
 
 #[test]
@@ -47,7 +52,7 @@ fn believes_its_own_leaf_whatever_name_and_dates() {
         request.not_before = date_time_ymd(2019, 1, 1);
         request.not_after = date_time_ymd(2021, 1, 1);
     });
-    accepted(trust(Some(own.leaf().clone()), Roots::None), &own);
+    accepted(trust(Some(own.leaf().clone()), Roots::default()), &own);
 }
 
 #[test]
@@ -67,7 +72,7 @@ fn does_not_believe_its_own_leaf_without_the_key() {
                 .with_no_client_auth()
                 .with_cert_resolver(std::sync::Arc::new(rustls::sign::SingleCertAndKey::from(stolen.clone())));
             let mut server = End::new(Leg::accept(&std::sync::Arc::new(config)).unwrap());
-            let trust = Trust { insecure, ..trust(Some(own.leaf().clone()), Roots::None) };
+            let trust = Trust { insecure, ..trust(Some(own.leaf().clone()), Roots::default()) };
             let mut client = End::new(Leg::connect(&client_setup(trust).unwrap(), name()).unwrap());
             let error = exchange(&mut client, &mut server, usize::MAX).unwrap_err();
             assert!(matches!(error, TlsError::Untrusted(rustls::CertificateError::BadSignature)), "{error}");
@@ -109,13 +114,13 @@ fn refuses_expired_and_not_yet_valid_certificates_of_a_good_ca() {
 fn refuses_a_stranger_when_nobody_can_vouch() {
     let (own, stranger) = (self_signed(|_| {}), self_signed(|_| {}));
     refused(
-        trust(Some(own.leaf().clone()), Roots::None),
+        trust(Some(own.leaf().clone()), Roots::default()),
         &stranger,
         "not our own, and there are no roots",
         "CertificateUnknown",
     );
     refused(
-        trust(None, Roots::System),
+        trust(None, Roots::system(|_| None)),
         &stranger,
         "",
         if system_has_roots() { "UnknownCA" } else { "CertificateUnknown" },
@@ -147,17 +152,50 @@ fn reads_cafile_and_cadir_only_when_it_must() {
     let file = folder.path().join("cafile.pem");
     let cadir = folder.path().join("cadir");
     std::fs::create_dir(&cadir).unwrap();
-    let roots = Roots::Files { file: Some(file.clone()), folder: Some(cadir.clone()) };
+    let missing = Roots::listed(Some(&file), Some(&cadir));
     // Not there yet: whoever shows our own leaf is believed all the same.
     let own = self_signed(|_| {});
-    accepted(trust(Some(own.leaf().clone()), roots.clone()), &own);
-    refused(trust(None, roots.clone()), &in_file.issue(|_| {}), "cafile.pem", "CertificateUnknown");
+    accepted(trust(Some(own.leaf().clone()), missing.clone()), &own);
+    refused(trust(None, missing), &in_file.issue(|_| {}), "cafile.pem", "CertificateUnknown");
 
     write(&file, &in_file);
+    let roots = Roots::listed(Some(&file), Some(&cadir));
     write(&cadir.join("0a1b2c3d.0"), &in_folder);
+    // The file is opened once, and can be read more than once.
+    accepted(trust(None, roots.clone()), &in_file.issue(|_| {}));
     accepted(trust(None, roots.clone()), &in_file.issue(|_| {}));
     accepted(trust(None, roots.clone()), &in_folder.issue(|_| {}));
     refused(trust(None, roots), &Ca::new("none").issue(|_| {}), "UnknownIssuer", "UnknownCA");
+}
+
+#[test]
+fn the_system_s_roots_are_what_the_variables_name_or_else_its_bundle() {
+    let folder = tempfile::tempdir().unwrap();
+    let (in_file, in_folder) = (Ca::new("file"), Ca::new("folder"));
+    let file = folder.path().join("bundle.pem");
+    let cadir = folder.path().join("cadir");
+    std::fs::create_dir(&cadir).unwrap();
+    write(&file, &in_file);
+    write(&cadir.join("0a1b2c3d.0"), &in_folder);
+    let named = |name: &str| match name {
+        "SSL_CERT_FILE" => Some(file.clone().into()),
+        "SSL_CERT_DIR" => Some(cadir.clone().into()),
+        _ => None,
+    };
+    let both = Roots::system(named);
+    assert_eq!(both.folders().to_vec(), vec![cadir.clone()]);
+    accepted(trust(None, both.clone()), &in_file.issue(|_| {}));
+    accepted(trust(None, both.clone()), &in_folder.issue(|_| {}));
+    // Listed among the system's roots is not listed by the administrator: it must sign.
+    let itself = self_signed(|request| request.is_ca = IsCa::Ca(BasicConstraints::Unconstrained));
+    std::fs::write(&file, pem("CERTIFICATE", itself.leaf())).unwrap();
+    let (result, _) = verdict(trust(None, Roots::system(named)), &itself);
+    assert!(result.unwrap_err().starts_with("certificate not trusted: "));
+    let only_file = Roots::system(|name| named(name).filter(|_| name == "SSL_CERT_FILE"));
+    assert!(only_file.folders().is_empty());
+    // A system with a bundle needs no folder opened later.
+    let has_bundle = Path::new("/etc/ssl/certs/ca-certificates.crt").exists();
+    assert_eq!(Roots::system(|_| None).folders().is_empty(), has_bundle);
 }
 
 fn write(path: &Path, ca: &Ca) {
@@ -171,7 +209,7 @@ fn insecure_believes_everyone() {
         request.not_after = date_time_ymd(2020, 6, 1);
         request.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     });
-    accepted(Trust { insecure: true, ..trust(None, Roots::None) }, &stranger);
+    accepted(Trust { insecure: true, ..trust(None, Roots::default()) }, &stranger);
 }
 
 /// The server's verdict on a client that offers these protocols, and what was agreed.

@@ -38,7 +38,7 @@ fn setups() -> &'static Setups {
         let identity = Identity::self_signed(HOST).expect("a certificate");
         let name = server_name(HOST).expect("a name");
         let own_leaf = Some(identity.leaf().clone());
-        let trust = Trust { own_leaf, roots: Roots::None, name, insecure: false };
+        let trust = Trust { own_leaf, roots: Roots::default(), name, insecure: false };
         let foreign = [&TLS12, &TLS13].map(|version| {
             let mut roots = RootCertStore::empty();
             roots.add(identity.leaf().clone()).expect("a root");
