@@ -38,9 +38,11 @@ fn before_starttls_the_library_is_not_started_and_the_key_not_loaded() {
     needs_root();
     let capabilities = capabilities();
     for way in Way::ALL {
-        for at in [At::Ungreeted, At::Snoop, At::HalfLine, At::Owed, At::RelayPlain, At::Replay, At::Gate] {
+        // With `raw` the wrapper ends no TLS: there is nothing behind STARTTLS where the library would be started.
+        let behind = if way.ends_tls() { &[At::Replay, At::Gate][..] } else { &[] };
+        for &at in [At::Ungreeted, At::Snoop, At::HalfLine, At::Owed, At::RelayPlain].iter().chain(behind) {
             let standing = Standing::at(at, &Start { way, ..Start::default() });
-            let is_after_starttls = matches!(at, At::Replay | At::Gate);
+            let is_after_starttls = behind.contains(&at);
             assert_eq!(touched(&standing, capabilities), (is_after_starttls, is_after_starttls), "{way:?}, {at:?}");
             standing.close();
         }
