@@ -87,20 +87,21 @@ impl Damage {
 
 /// Either side of a conversation.
 enum End {
-    Leg(Box<Leg>, Vec<u8>),
+    /// A leg, what it received, and the most that waited in it: its buffer is not given back while it is used.
+    Leg(Box<Leg>, Vec<u8>, usize),
     Foreign(Box<ClientConnection>, Vec<u8>),
 }
 
 impl End {
     fn received(&self) -> &[u8] {
         match self {
-            Self::Leg(_, received) | Self::Foreign(_, received) => received,
+            Self::Leg(_, received, _) | Self::Foreign(_, received) => received,
         }
     }
 
     fn send(&mut self, octets: &[u8], close: bool) {
         match self {
-            Self::Leg(leg, _) => {
+            Self::Leg(leg, ..) => {
                 drop(leg.send(octets));
                 if close {
                     leg.send_close();
@@ -117,8 +118,9 @@ impl End {
 
     fn take_outgoing(&mut self) -> Vec<u8> {
         match self {
-            Self::Leg(leg, _) => {
+            Self::Leg(leg, _, most_queued) => {
                 let octets = leg.outgoing().to_vec();
+                *most_queued = octets.len().max(*most_queued);
                 leg.sent(octets.len());
                 octets
             }
@@ -135,7 +137,9 @@ impl End {
     /// Receives, in pieces; the error, if it is over.
     fn receive(&mut self, octets: &[u8], piece: usize) -> Result<(), String> {
         match self {
-            Self::Leg(leg, received) => give(leg, octets, piece, received).map_err(|error| error.to_string()),
+            Self::Leg(leg, received, most) => {
+                give(leg, octets, piece, received, *most).map_err(|error| error.to_string())
+            }
             Self::Foreign(foreign, received) => {
                 for mut piece in octets.chunks(piece) {
                     while !piece.is_empty() {
@@ -155,19 +159,26 @@ impl End {
     }
 
     fn is_closed(&self) -> bool {
-        matches!(self, Self::Leg(leg, _) if leg.peer_closed())
+        matches!(self, Self::Leg(leg, ..) if leg.peer_closed())
     }
 
     fn is_open(&self) -> bool {
         match self {
-            Self::Leg(leg, _) => !leg.is_handshaking() && !leg.is_failed(),
+            Self::Leg(leg, ..) => !leg.is_handshaking() && !leg.is_failed(),
             Self::Foreign(foreign, _) => !foreign.is_handshaking(),
         }
     }
 }
 
-/// Gives octets to a leg as a reader of a socket would, and checks what holds for every leg.
-fn give(leg: &mut Leg, mut octets: &[u8], piece: usize, received: &mut Vec<u8>) -> Result<(), TlsError> {
+/// Gives octets to a leg as a reader of a socket would, and checks what holds for every leg, in which no more than `most_queued` octets
+/// waited before.
+fn give(
+    leg: &mut Leg,
+    mut octets: &[u8],
+    piece: usize,
+    received: &mut Vec<u8>,
+    most_queued: usize,
+) -> Result<(), TlsError> {
     while !octets.is_empty() {
         let room = leg.room();
         if room.is_empty() {
@@ -181,7 +192,7 @@ fn give(leg: &mut Leg, mut octets: &[u8], piece: usize, received: &mut Vec<u8>) 
         let handshaking = leg.is_handshaking();
         let handled = leg.handle_records(&mut |plaintext| received.extend_from_slice(plaintext));
         let cap = if handshaking { HANDSHAKE } else { TRAFFIC };
-        let queued = leg.outgoing().len();
+        let queued = leg.outgoing().len().max(most_queued);
         assert!(leg.footprint() <= cap + 2 * queued + 32 * 1024, "{} octets of {cap}", leg.footprint());
         if let Err(error) = handled {
             assert!(leg.is_failed() && leg.room().is_empty());
@@ -211,7 +222,7 @@ pub fn run(octets: &[u8]) {
             let foreign = ClientConnection::new(setups.foreign[usize::from(choice % 2)].clone(), name);
             converse(End::Foreign(Box::new(foreign.expect("a client")), Vec::new()), server, rest);
         }
-        _ => converse(End::Leg(Box::new(client()), Vec::new()), server, rest),
+        _ => converse(End::Leg(Box::new(client()), Vec::new(), 0), server, rest),
     }
 }
 
@@ -219,7 +230,7 @@ pub fn run(octets: &[u8]) {
 fn raw(mut leg: Leg, octets: &[u8]) {
     let Some((&piece, octets)) = octets.split_first() else { return };
     let mut received = Vec::new();
-    let taken = give(&mut leg, octets, usize::from(piece) + 1, &mut received);
+    let taken = give(&mut leg, octets, usize::from(piece) + 1, &mut received, 0);
     assert!(received.is_empty() && leg.is_handshaking() && !leg.peer_closed());
     if taken.is_ok() {
         assert!(matches!(leg.send(b"x"), Err(TlsError::NotReady)));
@@ -234,7 +245,7 @@ fn converse(client: End, server: Leg, input: &[u8]) {
     let damages: Vec<Damage> =
         input.chunks_exact(4).take(8).map(|d| Damage { flight: d[0] % 12, kind: d[1], at: d[2], with: d[3] }).collect();
     let damage_at = |flight: usize| damages.iter().filter(move |d| usize::from(d.flight) == flight);
-    let mut ends = [client, End::Leg(Box::new(server), Vec::new())];
+    let mut ends = [client, End::Leg(Box::new(server), Vec::new(), 0)];
     let (mut sent, mut closed, mut harmed, mut error) = ([Vec::new(), Vec::new()], [false; 2], false, None);
     let mut said = [0; 2];
     for flight in 0..60 {
