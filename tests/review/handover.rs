@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use crate::backend::Certificate;
+use crate::child::Child;
 use crate::dialogue::Backend;
 use crate::door::{Door, Start};
 use crate::steps::{At, Standing, all_of, ask_child};
@@ -123,6 +125,63 @@ fn tls_required_without_a_usable_certificate_is_a_421_and_96() {
         assert_eq!(client.get_end(), Ok(End::Clean));
         drop(client);
         assert_eq!(door.code(), 96, "{}", door.said());
+    });
+}
+
+/// Said once, at the start; a client hears of it by the missing keyword alone, and with TLS required before any greeting.
+#[test]
+fn an_unusable_certificate_is_named_and_no_tls_is_offered() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.into_os_string().into_string().unwrap()
+    };
+    let (good, expired, other) = (Certificate::new(), Certificate::expired(), Certificate::new());
+    let (cert, key) = (write("cert.pem", &good.certificate_pem), write("key.pem", &good.key_pem));
+    let (old_cert, old_key) = (write("old.pem", &expired.certificate_pem), write("old-key.pem", &expired.key_pem));
+    let other_key = write("other-key.pem", &other.key_pem);
+    // Not even root can read a folder.
+    let unreadable = folder.path().to_str().unwrap();
+    let of_both = |cert: &str, key: &str, what: &str| format!("certificate {cert}, key {key}: {what}");
+    let cases = [
+        (unreadable, &*key, format!("can't read {unreadable}: ")),
+        (&*cert, unreadable, format!("can't read {unreadable}: ")),
+        (&*old_cert, &*old_key, of_both(&old_cert, &old_key, "the certificate has expired")),
+        (&*cert, &*other_key, of_both(&cert, &other_key, "the private key does not belong to the certificate")),
+    ];
+    let named = |door: &Door, what: &str| {
+        let said = door.said();
+        let lines: Vec<_> = said.lines().filter(|line| line.contains("not offered")).collect();
+        let [line] = lines[..] else { panic!("not one line: {said}") };
+        assert!(line.contains(&format!("STARTTLS is not offered: {what}")), "{line}");
+    };
+    all_of(&cases, |(cert, key, what)| {
+        let options = ["--cert", cert, "--key", key];
+        let mut door = Door::open(&Start { options: &options, certificate: false, ..Start::default() });
+        let mut child = Child::accept(&door.puppets).unwrap_or_else(|why| panic!("{why}: {}", door.said()));
+        child.send(b"220 mail.example ESMTP\r\n");
+        door.client.as_mut().unwrap().get(b"220 mail.example ESMTP\r\n").unwrap();
+        named(&door, what);
+        ask_child(&mut door, &mut child, "EHLO client.example\r\n", "250-mail.example\r\n250 SIZE\r\n").unwrap();
+        let client = door.client.as_mut().unwrap();
+        client.send(b"STARTTLS\r\n");
+        client.get(NOT_AVAILABLE).unwrap();
+        ask_child(&mut door, &mut child, "NOOP\r\n", "250 Ok\r\n").unwrap();
+        ask_child(&mut door, &mut child, "QUIT\r\n", "221 Bye\r\n").unwrap();
+        child.exit(0);
+        drop(door.client.take());
+        assert_eq!(door.code(), 0, "{}", door.said());
+        named(&door, what);
+
+        let options = [&options[..], &["--require-tls"]].concat();
+        let mut door = Door::open(&Start { options: &options, certificate: false, ..Start::default() });
+        let mut client = door.client.take().unwrap();
+        client.get(b"421 4.3.0 Mail server not available\r\n").unwrap();
+        assert_eq!(client.get_end(), Ok(End::Clean));
+        drop(client);
+        assert_eq!(door.code(), 96, "{}", door.said());
+        named(&door, what);
     });
 }
 

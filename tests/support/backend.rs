@@ -35,15 +35,26 @@ impl Certificate {
         Self::of(Kind::P256)
     }
 
+    /// One whose validity is over.
+    pub(crate) fn expired() -> Self {
+        Self::made(Kind::P256, |request| request.not_after = rcgen::date_time_ymd(2021, 1, 1))
+    }
+
     /// The same with such a key.
     pub(crate) fn of(kind: Kind) -> Self {
+        Self::made(kind, |_| ())
+    }
+
+    fn made(kind: Kind, change: impl FnOnce(&mut rcgen::CertificateParams)) -> Self {
         let algorithm = match kind {
             Kind::P256 => &rcgen::PKCS_ECDSA_P256_SHA256,
             Kind::Rsa => &rcgen::PKCS_RSA_SHA256,
         };
         let key = rcgen::KeyPair::generate_for(algorithm).unwrap();
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let leaf = rcgen::CertificateParams::new(names).unwrap().self_signed(&key).unwrap().der().clone();
+        let mut request = rcgen::CertificateParams::new(names).unwrap();
+        change(&mut request);
+        let leaf = request.self_signed(&key).unwrap().der().clone();
         Self {
             certificate_pem: pem("CERTIFICATE", &leaf),
             key_pem: pem("PRIVATE KEY", key.serialized_der()),
