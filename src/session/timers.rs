@@ -106,3 +106,65 @@ impl Timers {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn an_unknown_verb_is_over_when_its_time_is_and_counts_only_while_more_waits() {
+        let start = Instant::now();
+        let mut timers = Timers::new(start);
+        let sent = start + 7 * SECOND;
+        timers.sent_unknown(sent);
+        let over = sent + limits::UNKNOWN_VERB;
+        assert!(!timers.is_unknown_over(over - SECOND) && timers.is_unknown_over(over));
+        let due = |held| timers.deadline(Phase::Snoop, &Timeouts::default(), held, None);
+        assert_eq!(due(true), Some(over));
+        assert_eq!(due(false), Some(start + Timeouts::default().snoop));
+    }
+
+    #[test]
+    fn the_cutoff_counts_from_the_beginning_of_the_dialogue() {
+        let start = Instant::now();
+        let mut timers = Timers::new(start);
+        timers.touch(start + 5 * SECOND);
+        let after = 9 * SECOND;
+        assert!(!timers.is_cutoff(after, start + 8 * SECOND) && timers.is_cutoff(after, start + after));
+        let due = |phase| timers.deadline(phase, &Timeouts::default(), false, Some(after));
+        assert_eq!(due(Phase::Snoop), Some(start + after));
+        assert_eq!(due(Phase::Gate), Some(start + 5 * SECOND + Timeouts::default().snoop), "none inside TLS");
+    }
+
+    #[test]
+    fn each_phase_of_a_hand_over_has_its_own_time_from_its_own_beginning() {
+        let start = Instant::now();
+        let mut timers = Timers::new(start);
+        let entered = start + 100 * SECOND;
+        timers.entered(entered);
+        let own = Timeouts {
+            dial: SECOND,
+            backend_handshake: 2 * SECOND,
+            greeting: 3 * SECOND,
+            replay: 4 * SECOND,
+            handshake: 5 * SECOND,
+            ..Timeouts::default()
+        };
+        let phases = [
+            (Phase::Dial, own.dial),
+            (Phase::Start, own.dial),
+            (Phase::SecureBackend, own.backend_handshake),
+            (Phase::Greeting, own.greeting),
+            (Phase::Replay, own.replay),
+            (Phase::Commit, own.handshake),
+            (Phase::Announce, own.handshake),
+            (Phase::SecureClient, own.handshake),
+        ];
+        for (phase, time) in phases {
+            assert_eq!(timers.deadline(phase, &own, false, None), Some(entered + time), "{phase:?}");
+        }
+        assert_eq!(timers.deadline(Phase::Close, &own, false, None), None);
+    }
+}

@@ -256,6 +256,13 @@ mod tests {
     }
 
     #[test]
+    fn no_verb_is_so_long() {
+        for length in [15, 16, 17, 40] {
+            assert_eq!(Verb::of(&[&b" "[..], &vec![b'A'; length]].concat()), Verb::Unknown, "{length}");
+        }
+    }
+
+    #[test]
     fn the_loose_reading_never_serves() {
         assert_eq!(Verb::of(b" STARTTLS"), Verb::Disguised);
         assert_eq!(Verb::of(b"\"EHLO\" a"), Verb::Unknown);
