@@ -29,8 +29,6 @@ pub mod exit {
 pub enum Fatal {
     /// The command line or the environment is wrong: what, and what to write instead.
     Usage(String),
-    /// Certificate, key or trust can't be used: which file, why.
-    TlsConfiguration(String),
     /// A system call failed: what was being done, and the error.
     System(&'static str, std::io::Error),
 }
@@ -41,7 +39,6 @@ impl Fatal {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => exit::USAGE,
-            Self::TlsConfiguration(_) => exit::TLS_CONFIGURATION,
             Self::System(..) => exit::SYSTEM,
         }
     }
@@ -51,7 +48,6 @@ impl fmt::Display for Fatal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Usage(what) => write!(f, "usage: {what}"),
-            Self::TlsConfiguration(what) => write!(f, "TLS configuration: {what}"),
             Self::System(doing, error) => write!(f, "can't {doing}: {error}"),
         }
     }

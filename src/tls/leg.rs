@@ -5,7 +5,9 @@
 //! grown. [`Leg::send`] at any time: it looks only at bytes that `handle_records` has seen, so it never yields plaintext.
 //! An error of rustls is final: its alert is queued, every later call returns the same error. [`TlsError::NotReady`] and
 //! [`TlsError::AfterClose`] are not: they say that the caller was wrong.
-//! Steady state: several records per read and per write, one buffer each way, no allocation and no copy of ours per record.
+//! Steady state: several records per read and per write, one buffer each way, no allocation and no copy of ours per record. rustls
+//! 0.23 itself copies: of a received record the plaintext into an allocation of its own, though it was decrypted in place; of a
+//! sent one the plaintext into the buffer where it is encrypted, and that into ours. Its interface leaves no way round it.
 
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::pki_types::ServerName;
