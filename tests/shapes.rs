@@ -200,7 +200,9 @@ fn flags_of_a_pipe_are_as_before_when_the_child_ends_first() {
 #[test]
 fn a_client_that_is_stderr_too_never_hears_what_is_wrong_with_the_command_line() {
     use std::io::Read;
-    for (words, variable) in [(&["--bogus", "h", "1", "true"][..], ""), (&["h", "1", "/bin/true"][..], "a=b=c")] {
+    for (words, variable, code) in
+        [(&["--bogus", "h", "1", "true"][..], "", 100), (&["h", "1", "/bin/true"], "a=b=c", 111)]
+    {
         let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let end = || OwnedFd::from(theirs.try_clone().unwrap());
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_starttls-wrapper"));
@@ -208,7 +210,7 @@ fn a_client_that_is_stderr_too_never_hears_what_is_wrong_with_the_command_line()
         let mut program = command.spawn().unwrap();
         drop(command);
         drop(theirs);
-        program.wait().unwrap();
+        assert_eq!(program.wait().unwrap().code(), Some(code), "{words:?}");
         let mut heard = String::new();
         ours.read_to_string(&mut heard).unwrap();
         assert!(
@@ -216,6 +218,25 @@ fn a_client_that_is_stderr_too_never_hears_what_is_wrong_with_the_command_line()
             "{heard}"
         );
     }
+}
+
+#[test]
+fn a_wrong_command_line_is_one_line_on_stderr_and_100() {
+    let cases = [
+        &[][..],
+        &["--bogus", "h", "1", "true"],
+        &["h", "1"],
+        &["h", "nonsense", "true"],
+        &["--way", "nonsense", "h", "1", "true"],
+        &["--cert"],
+    ];
+    all_of(&cases, |words| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_starttls-wrapper"));
+        let output = command.args(*words).env_clear().stdin(Stdio::null()).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.starts_with("starttls-wrapper: ") && said.ends_with('\n') && said.lines().count() == 1, "{said}");
+        assert_eq!((output.status.code(), &*output.stdout), (Some(100), &b""[..]), "{said}");
+    });
 }
 
 #[test]
