@@ -12,6 +12,7 @@ use std::time::Duration;
 use child::Child;
 use dialogue::Doors;
 use door::{Door, Shape, Start, tls_client};
+use starttls_wrapper::cli::OWN_VARIABLES;
 use starttls_wrapper::session::Way;
 use steps::{At, Standing};
 use stream::wait_until;
@@ -75,7 +76,12 @@ fn child_has_the_environment_it_would_have_had_without_us() {
     let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
     let id = |own: u32| if uid.is_root() { "65534".to_owned() } else { own.to_string() };
     let (uid, gid) = (id(uid.as_raw()), id(gid.as_raw()));
-    let ours = [("CERTFILE", "/nonexistent"), ("KEYFILE", "/x"), ("CADIR", "/y"), ("TLS_UID", &uid), ("TLS_GID", &gid)];
+    let value = |name| match name {
+        "TLS_UID" => &*uid,
+        "TLS_GID" => &*gid,
+        _ => "/nonexistent",
+    };
+    let ours = OWN_VARIABLES.map(|name| (name, value(name)));
     let environment = [&ours[..], &[("RELAYCLIENT", ""), ("LANG", "C")]].concat();
     let mut door = Door::open(&Start { environment: &environment, ..Start::default() });
     let child = Child::accept(&door.puppets).unwrap_or_else(|why| panic!("{why}: {}", door.said()));
@@ -84,7 +90,7 @@ fn child_has_the_environment_it_would_have_had_without_us() {
     for name in ["PROTO", "TCPREMOTEIP", "TCPREMOTEPORT", "TCPLOCALIP", "RELAYCLIENT", "LANG"] {
         assert!(names.contains(&name), "{name} is missing: {names:?}");
     }
-    for name in ["CERTFILE", "KEYFILE", "CAFILE", "CADIR", "TLS_UID", "TLS_GID"] {
+    for name in OWN_VARIABLES {
         assert!(!names.contains(&name), "{name} is ours: {names:?}");
     }
     assert_eq!(child.report.arguments, "plain");

@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
+use starttls_wrapper::cli::OWN_VARIABLES;
+
 use crate::backends::stunnel;
 use crate::clients::{Mode, swaks};
 use crate::front::{Identity, tcpserver_with, wrapper, wrapper_by};
@@ -140,6 +142,7 @@ fn the_wrapper_gives_up_what_the_child_keeps() {
     let mut argv: Vec<OsString> = vec!["env".into(), "--ignore-signal=HUP,USR1,USR2,TSTP".into()];
     argv.extend(wrapper(&identity, &[], nobody, &["mailfront", "smtp", "echo", "accept"]));
     let at = tcpserver_with(&stage, "front", &[], &argv, |command| {
+        command.envs(OWN_VARIABLES.map(|name| (name, "/nonexistent")));
         command.env("TLS_UID", TLS.to_string()).env("TLS_GID", TLS.to_string()).env("CAFILE", &identity.certificate);
     });
     let mut client = std::net::TcpStream::connect(at).expect("connect");
@@ -173,9 +176,10 @@ fn the_wrapper_gives_up_what_the_child_keeps() {
     // Signals 32 and 33 are glibc's own; its posix_spawn leaves them ignored in every program.
     assert_eq!((signals("SigBlk:"), signals("SigIgn:") & !0x1_8000_0000), (0, 0));
     let environment = fs::read(format!("/proc/{child}/environ")).expect("environment");
-    for taken in ["CERTFILE=", "KEYFILE=", "CAFILE=", "CADIR=", "TLS_UID=", "TLS_GID="] {
+    for taken in OWN_VARIABLES {
+        let start = format!("{taken}=");
         assert!(
-            !environment.split(|&octet| octet == 0).any(|variable| variable.starts_with(taken.as_bytes())),
+            !environment.split(|&octet| octet == 0).any(|variable| variable.starts_with(start.as_bytes())),
             "{taken} reached PROG"
         );
     }
