@@ -4,7 +4,7 @@
 use std::net::SocketAddrV4;
 
 use crate::clients::{Mode, swaks, swaks_if_tls};
-use crate::front::{Identity, MAILFRONT, sessions_ended_well, tcpserver, wrapper};
+use crate::front::{Identity, MAILFRONT, sessions_ended_well, tcpserver, tcpserver_with, wrapper};
 use crate::jail;
 use crate::letter::{Queue, letter, maildir_holds};
 use crate::stage::Stage;
@@ -188,6 +188,33 @@ fn a_backend_is_trusted_by_its_authority_and_name() {
     let at = tcpserver(&stage, "no-authority", &wrapper(&identity, &no_authority, backend, &MAILFRONT), &child);
     refuses_starttls_and_serves_in_clear(&stage, at, &child);
     assert_eq!(queue.entries().len(), 1, "nothing went to a backend that is not trusted");
+}
+
+/// Roots in a folder are read in the sandbox, when the client asks for TLS; those of a file were opened before.
+#[test]
+fn a_backend_is_trusted_by_roots_that_a_variable_names() {
+    let stage = Stage::new();
+    let (identity, child) = (Identity::self_signed(&stage, "own"), Queue::new(&stage, "child"));
+    for variable in ["CAFILE", "CADIR", "SSL_CERT_FILE", "SSL_CERT_DIR"] {
+        let authority = Identity::self_signed(&stage, &format!("{variable}-authority"));
+        let other = Identity::signed(&stage, &format!("{variable}-other"), "mx.example", &authority);
+        let queue = Queue::new(&stage, &format!("{variable}-backend"));
+        let backend = stunnel(&stage, &other, "TLSv1.3", &queue);
+        let folder = stage.path(&format!("{variable}-roots"));
+        std::fs::create_dir(&folder).expect("a folder");
+        std::fs::copy(&authority.certificate, folder.join("ca.pem")).expect("a copy");
+        let roots = if variable.ends_with("DIR") { &folder } else { &authority.certificate };
+        let argv = wrapper(&identity, &["--backend-name", "mx.example"], backend, &MAILFRONT);
+        let front = |name: &str, roots: Option<&std::path::Path>| {
+            tcpserver_with(&stage, &format!("{variable}-{name}"), &[], &argv, |command| {
+                command.env("QUEUEDIR", child.folder()).envs(roots.map(|roots| (variable, roots)));
+            })
+        };
+        swaks(&stage, front("with", Some(roots)), Mode::Tls13, &identity, &letter(variable));
+        queue.holds(&letter(variable));
+        refuses_starttls_and_serves_in_clear(&stage, front("without", None), &child);
+        assert_eq!(queue.entries().len(), 1, "nothing went to a backend that is not trusted");
+    }
 }
 
 #[test]
