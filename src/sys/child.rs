@@ -30,11 +30,8 @@ impl Child {
     /// # Errors
     /// The program can't be executed, or the system has no process or pipe left.
     pub fn start(program: &OsStr, arguments: &[OsString], own: &[&str]) -> io::Result<Self> {
-        let mut command = Command::new(program);
-        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
-        for name in own.iter().filter(|name| std::env::var_os(name).is_some()) {
-            command.env_remove(name);
-        }
+        let mut command = command(program, arguments, own);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.spawn()?;
         let stdin = process.stdin.take().map(OwnedFd::from);
         let stdout = process.stdout.take().map(OwnedFd::from);
@@ -90,12 +87,17 @@ impl Child {
 /// Becomes `program`, as [`Child::start`] would start it but with our own descriptors. Returns why it can't.
 #[must_use]
 pub fn become_program(program: &OsStr, arguments: &[OsString], own: &[&str]) -> io::Error {
+    command(program, arguments, own).exec()
+}
+
+/// `program`, found through PATH, without these variables. Without any of them to remove, std need not copy the environment.
+pub(super) fn command(program: &OsStr, arguments: &[OsString], without: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(arguments);
-    for name in own {
+    for name in without.iter().filter(|name| std::env::var_os(name).is_some()) {
         command.env_remove(name);
     }
-    command.exec()
+    command
 }
 
 impl Drop for Child {

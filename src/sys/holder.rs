@@ -14,13 +14,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
 
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Pid;
 
-use super::child::Child;
+use super::child::{self, Child};
 use super::raw;
 use crate::error::exit;
 use crate::variables::{self, MOST, NAMES};
@@ -47,7 +46,8 @@ impl Holder {
                 let code = match become_prog(stdin, stdout, waiting, program, arguments, own) {
                     Ok(()) => exit::OVER,
                     Err(error) => {
-                        eprintln!("starttls-wrapper: can't start {} anew: {error}", program.display());
+                        let why = format!("starttls-wrapper: can't start {} anew: {error}\n", program.display());
+                        let _ = rustix::io::write(rustix::stdio::stderr(), why.as_bytes());
                         exit::SYSTEM
                     }
                 };
@@ -101,11 +101,7 @@ fn become_prog(
     drop((stdin, stdout));
     let waiting = raw::keep_only(waiting)?;
     let Some(octets) = read_whole(waiting.as_fd())? else { return Ok(()) };
-    let mut command = Command::new(program);
-    command.args(arguments);
-    for name in own.iter().chain(&NAMES) {
-        command.env_remove(name);
-    }
+    let mut command = child::command(program, arguments, &[own, &NAMES].concat());
     for (name, value) in variables::decode(&octets) {
         command.env(name, OsString::from_vec(value));
     }
