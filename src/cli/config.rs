@@ -1,6 +1,7 @@
 //! What we run with: every value checked, every contradiction refused, nothing changed afterwards.
 
 use core::net::IpAddr;
+use core::str::FromStr;
 use core::time::Duration;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -8,13 +9,13 @@ use std::path::PathBuf;
 use log::LevelFilter;
 
 use super::args::{self, Typed, socket_path};
+use super::mute::{Mute, mute, told};
 use super::options::{Id, OPTIONS};
 use crate::error::Fatal;
 use crate::proxy::Version;
 use crate::session::Way;
 use crate::session::policy::{Cutoff, Policy, RelayMode, Replay, Timeouts};
 use crate::smtp::command::{Kind, Verb};
-use crate::smtp::line::LIMIT;
 use crate::tls::server_name;
 
 /// A checked command line.
@@ -55,27 +56,6 @@ pub struct Config {
     pub gid: Option<u32>,
     /// Whether we give up what we will not need before we read the client.
     pub sandbox: bool,
-}
-
-/// Which connections come from a wrapper, so that their client has been greeted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Mute {
-    /// All.
-    Always,
-    /// Those whose client has dialled one of these ports: on them STARTTLS is spoken, and not TLS from the first octet.
-    Ports(Vec<u16>),
-}
-
-impl Mute {
-    /// Whether that holds for a connection to this TCPLOCALPORT, which a PROXY header has set to the port of the wrapper's.
-    #[must_use]
-    pub fn is_for(&self, local_port: Option<&OsStr>) -> bool {
-        let port = local_port.and_then(OsStr::to_str).filter(|word| is_digits(word)).and_then(|word| word.parse().ok());
-        match self {
-            Self::Always => true,
-            Self::Ports(ports) => port.is_some_and(|port| ports.contains(&port)),
-        }
-    }
 }
 
 /// HOST PORT.
@@ -153,11 +133,11 @@ impl Config {
     }
 }
 
-fn usage<T>(what: String) -> Result<T, Fatal> {
+pub(super) fn usage<T>(what: String) -> Result<T, Fatal> {
     Err(Fatal::Usage(what))
 }
 
-fn called(id: Id) -> String {
+pub(super) fn called(id: Id) -> String {
     OPTIONS[id as usize].called()
 }
 
@@ -225,7 +205,7 @@ fn backend_name(typed: &Typed) -> Result<Option<String>, Fatal> {
 }
 
 fn port(word: &OsStr) -> Result<u16, Fatal> {
-    match word.to_str().filter(|word| is_digits(word)).and_then(|word| word.parse().ok()) {
+    match word.to_str().and_then(parsed) {
         Some(port) if port > 0 => Ok(port),
         _ => usage(format!(
             "PORT must be a number from 1 to 65535, not {word:?}; options stand before HOST, --way says what else"
@@ -343,39 +323,6 @@ fn timeouts(typed: &Typed) -> Result<Timeouts, Fatal> {
     })
 }
 
-fn mute(typed: &Typed) -> Result<Option<Mute>, Fatal> {
-    const STARTTLS: [u16; 2] = [25, 587];
-    if typed.way != Way::Mute {
-        return Ok(None);
-    }
-    let Some(word) = text(typed, Id::Mute)? else { return Ok(Some(Mute::Ports(STARTTLS.into()))) };
-    if word == "always" {
-        return Ok(Some(Mute::Always));
-    }
-    let port = |word: &str| Some(word).filter(|word| is_digits(word)).and_then(|word| word.parse().ok());
-    match word.split(',').map(port).collect() {
-        Some(ports) => Ok(Some(Mute::Ports(ports))),
-        None => usage(format!("--mute= takes always, or ports and commas, not {word:?}")),
-    }
-}
-
-/// What changes nothing but who the client says it is, each on its line: nothing of a mail, and nothing that a server could
-/// read as two commands.
-fn told(typed: &Typed) -> Result<Vec<(Verb, Vec<u8>)>, Fatal> {
-    let lines =
-        text(typed, Id::Told)?.unwrap_or_default().split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line));
-    let command = |line: &str| {
-        let verb = Verb::of(line.as_bytes());
-        let is_harmless = matches!(verb.kind(), Kind::Hello | Kind::Harmless) && verb != Verb::Quit;
-        let is_line = line.len() < LIMIT && !line.bytes().any(|octet| octet.is_ascii_control());
-        match is_harmless && is_line {
-            true => Ok((verb, line.as_bytes().to_vec())),
-            false => usage(format!("{}: no command that may be replayed: {line:?}", called(Id::Told))),
-        }
-    };
-    lines.filter(|line| !line.is_empty()).map(command).collect()
-}
-
 fn backend_insecure(typed: &Typed, host: Option<&str>) -> Result<bool, Fatal> {
     match host.filter(|_| typed.times(Id::BackendInsecure) > 0) {
         None => Ok(false),
@@ -425,7 +372,7 @@ fn unprivileged(typed: &Typed, id: Id) -> Result<Option<u32>, Fatal> {
     }
 }
 
-fn text(typed: &Typed, id: Id) -> Result<Option<&str>, Fatal> {
+pub(super) fn text(typed: &Typed, id: Id) -> Result<Option<&str>, Fatal> {
     match typed.value(id).map(|word| word.to_str().ok_or(word)) {
         None => Ok(None),
         Some(Ok(text)) => Ok(Some(text)),
@@ -443,13 +390,10 @@ fn number(typed: &Typed, id: Id) -> Result<Option<u32>, Fatal> {
     }
 }
 
-fn parsed(word: &str) -> Option<u32> {
-    if is_digits(word) { word.parse().ok() } else { None }
-}
-
-/// `str::parse` takes a plus sign, we don't.
-fn is_digits(word: &str) -> bool {
-    word.bytes().all(|octet| octet.is_ascii_digit())
+/// A number. `str::parse` takes a plus sign, we don't.
+pub(super) fn parsed<T: FromStr>(word: &str) -> Option<T> {
+    let is_digits = word.bytes().all(|octet| octet.is_ascii_digit());
+    if is_digits { word.parse().ok() } else { None }
 }
 
 fn chosen<T: Copy + Default>(typed: &Typed, id: Id, choices: &[(&str, T)]) -> Result<T, Fatal> {

@@ -1,15 +1,17 @@
 //! The command line: [`options`] is the table, [`args`] splits what was typed by it, [`config`] checks it and says what we run with.
 //!
-//! This runs at every connection: one pass over argv, six look-ups in the environment, nothing else.
+//! This runs at every connection: one pass over argv, one look-up for each variable that is ours, nothing else.
 
 pub mod args;
 pub mod config;
+mod mute;
 pub mod options;
 
 use std::ffi::OsString;
 
 use crate::error::Fatal;
 pub use config::{Config, IdentitySource, Server};
+pub use mute::Mute;
 pub use options::OWN_VARIABLES;
 
 /// What the command line comes to.

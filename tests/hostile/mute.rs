@@ -13,19 +13,7 @@ use crate::steps::all_of;
 use crate::stream::wait_until;
 use crate::wire::{End, PATIENCE};
 
-const MUTE: Start<'_> = Start {
-    options: &[],
-    certificate: false,
-    environment: &[],
-    program: None,
-    mode: "plain",
-    shape: Shape::Pipes,
-    through: &[],
-    keep: false,
-    uid: None,
-    host: "",
-    way: Way::Mute,
-};
+const MUTE: Start<'_> = Start { certificate: false, shape: Shape::Pipes, host: "", way: Way::Mute, ..Start::USUAL };
 
 fn open(start: &Start<'_>) -> (Door, Child) {
     let door = Door::open(start);

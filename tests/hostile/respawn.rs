@@ -13,19 +13,7 @@ use crate::steps::{At, Standing, all_of};
 use crate::stream::wait_until;
 use crate::wire::{End, PATIENCE};
 
-const RESPAWN: Start<'_> = Start {
-    options: &[],
-    certificate: true,
-    environment: &[],
-    program: None,
-    mode: "plain",
-    shape: crate::door::Shape::Tcp,
-    through: &[],
-    keep: false,
-    uid: None,
-    host: "127.0.0.1",
-    way: Way::Respawn,
-};
+const RESPAWN: Start<'_> = Start { way: Way::Respawn, ..Start::USUAL };
 
 /// The children of the program but this one.
 fn others(door: &Door, child: &Child) -> Vec<Pid> {

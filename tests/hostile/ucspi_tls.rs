@@ -35,17 +35,23 @@ fn is_gone(pid: &str) -> bool {
     wait_until(PATIENCE, || !Path::new(&format!("/proc/{pid}")).exists())
 }
 
-#[test]
-fn the_child_goes_on_behind_the_servers_tls() {
-    let (mut door, mut child, server, _folder) = under_server("serve", Way::UcspiTls);
-    assert_eq!(child.report.fds, "0 1 2");
-    assert!(!child.report.environment.iter().any(|variable| variable.starts_with("SSL")), "{:?}", child.report);
-    greet(&mut door, &mut child).unwrap();
+/// Up to the 220 of the way that keeps the child.
+fn promise(door: &mut Door, child: &mut Child) {
+    greet(door, child).unwrap();
     let client = door.client.as_mut().unwrap();
     client.send(b"STARTTLS\r\n");
     child.get(b"RSET\r\n").unwrap();
     child.send(b"250 Ok\r\n");
     client.get(b"220 2.0.0 Ready to start TLS\r\n").unwrap();
+}
+
+#[test]
+fn the_child_goes_on_behind_the_servers_tls() {
+    let (mut door, mut child, server, _folder) = under_server("serve", Way::UcspiTls);
+    assert_eq!(child.report.fds, "0 1 2");
+    assert!(!child.report.environment.iter().any(|variable| variable.starts_with("SSL")), "{:?}", child.report);
+    promise(&mut door, &mut child);
+    let client = door.client.as_mut().unwrap();
     client.secure(tls_client()).unwrap();
     // The gate is ours all the same.
     client.send(b"MAIL FROM:<>\r\nEHLO client.example\r\nMAIL FROM:<>\r\n");
@@ -147,12 +153,8 @@ fn a_server_that_is_gone_before_the_220_is_a_454() {
 #[test]
 fn a_server_that_gives_up_behind_the_220_is_98_and_nothing_in_clear() {
     let (mut door, mut child, server, _folder) = under_server("gives-up", Way::UcspiTls);
-    greet(&mut door, &mut child).unwrap();
+    promise(&mut door, &mut child);
     let client = door.client.as_mut().unwrap();
-    client.send(b"STARTTLS\r\n");
-    child.get(b"RSET\r\n").unwrap();
-    child.send(b"250 Ok\r\n");
-    client.get(b"220 2.0.0 Ready to start TLS\r\n").unwrap();
     assert_eq!(client.rest().unwrap().0, b"");
     assert_eq!(child.rest().unwrap(), b"");
     child.exit(0);
@@ -163,12 +165,8 @@ fn a_server_that_gives_up_behind_the_220_is_98_and_nothing_in_clear() {
 #[test]
 fn garbage_where_tls_is_due_is_98() {
     let (mut door, mut child, server, _folder) = under_server("serve", Way::UcspiTls);
-    greet(&mut door, &mut child).unwrap();
+    promise(&mut door, &mut child);
     let client = door.client.as_mut().unwrap();
-    client.send(b"STARTTLS\r\n");
-    child.get(b"RSET\r\n").unwrap();
-    child.send(b"250 Ok\r\n");
-    client.get(b"220 2.0.0 Ready to start TLS\r\n").unwrap();
     client.send(b"EHLO client.example\r\n");
     let _ = client.rest();
     assert_eq!(child.rest().unwrap(), b"");

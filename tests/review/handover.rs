@@ -19,19 +19,7 @@ const NOT_AVAILABLE: &[u8] = b"454 4.7.0 TLS not available\r\n";
 const NAME: &str = "127.1";
 
 /// HOST is a name; what the backend's certificate bears is something else.
-const NAMED: Start<'_> = Start {
-    options: &["--backend-name", "localhost"],
-    certificate: true,
-    environment: &[],
-    program: None,
-    mode: "plain",
-    shape: crate::door::Shape::Tcp,
-    through: &[],
-    keep: false,
-    uid: None,
-    host: NAME,
-    way: starttls_wrapper::session::Way::Tls,
-};
+const NAMED: Start<'_> = Start { options: &["--backend-name", "localhost"], host: NAME, ..Start::USUAL };
 
 #[test]
 fn a_backend_with_a_name_is_found_every_time() {

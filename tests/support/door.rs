@@ -85,21 +85,26 @@ pub(crate) struct Start<'a> {
     pub(crate) way: Way,
 }
 
+impl Start<'_> {
+    /// What [`Default`] is, for constants.
+    pub(crate) const USUAL: Self = Self {
+        options: &[],
+        certificate: true,
+        environment: &[],
+        program: None,
+        mode: "plain",
+        shape: Shape::Tcp,
+        through: &[],
+        keep: false,
+        uid: None,
+        host: "127.0.0.1",
+        way: Way::Tls,
+    };
+}
+
 impl Default for Start<'_> {
     fn default() -> Self {
-        Self {
-            options: &[],
-            certificate: true,
-            environment: &[],
-            program: None,
-            mode: "plain",
-            shape: Shape::Tcp,
-            through: &[],
-            keep: false,
-            uid: None,
-            host: "127.0.0.1",
-            way: Way::Tls,
-        }
+        Self::USUAL
     }
 }
 
