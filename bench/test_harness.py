@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -233,6 +234,28 @@ class Run(unittest.TestCase):
             self.assertRegex(table, r"\n- absent: not measured: ")
             self.assertIn(" | failed, % | failed of 8 at once, % |", table)
         ElementTree.parse(HOME / "target/bench/session-plain-tree.svg")
+
+    def test_every_question_has_its_tables_and_pictures(self):
+        with_bare = {"bulk": 4, "round-trip": 3, "start": 1, "growth": 2}
+        command = [HOME / "bench/run", "--quick", "--dev", "--rounds", "1", "--only", "ours", *with_bare, "idle", "splice-or-copy"]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        self.assertEqual(run.returncode, 0, run.stdout + run.stderr)
+        tables = lambda name: (HOME / f"target/bench/{name}.md").read_text().split("\n## ")[1:]
+        for question, count in with_bare.items():
+            self.assertEqual(len(tables(question)), count, question)
+            for table in tables(question):
+                self.assertRegex(table, r"\n\| bare \| [0-9]")
+                self.assertRegex(table, r"\n\| ours \| [0-9]")
+        self.assertEqual([re.search(r"\n\| ours \| [0-9].*\| 0 \|", table) is not None for table in tables("idle")], [True] * 3)
+        for table in tables("splice-or-copy"):
+            sizes = re.findall(r"\n\| (\d+ [KM]?i?B) \| [0-9]", table)
+            self.assertEqual((sizes[0], sizes[-1], len(sizes)), ("64 B", "1 MiB", 8))
+            self.assertRegex(table, r"cheaper in every round: splice at ")
+        pages = [*with_bare, "idle", "splice-or-copy"]
+        pictures = [name for page in pages for name in re.findall(r"\]\((.*?\.svg)\)", (HOME / f"target/bench/{page}.md").read_text())]
+        self.assertGreater(len(pictures), 15)
+        for name in pictures:
+            ElementTree.parse(HOME / "target/bench" / name)
 
 
 if __name__ == "__main__":
