@@ -158,6 +158,28 @@ fn the_proxy_header_comes_before_anything_else_on_the_backends_connection() {
     }
 }
 
+/// Behind the client's handshake, with what was agreed in it: the client of these tests asks for `localhost`, and for no protocol.
+#[test]
+fn a_late_proxy_header_has_the_facts_of_the_clients_tls() {
+    for way in [Way::TlsLate, Way::PlainLate] {
+        let client = [("TCPREMOTEIP", "192.0.2.7"), ("TCPREMOTEPORT", "4711"), ("TCPLOCALPORT", "25")];
+        let start = Start { environment: &client, way, ..Start::default() };
+        let mut standing = Standing::at(At::ClientHandshake, &start);
+        let client = standing.door.client.as_mut().unwrap();
+        client.secure(tls_client()).unwrap();
+        let suite = client.tls().unwrap().negotiated_cipher_suite().unwrap().suite();
+        let suite = format!("{suite:?}").replace("TLS13_", "TLS_");
+        let header = standing.door.backend.held().proxy_header().unwrap();
+        let ends = [&[192, 0, 2, 7, 127, 0, 0, 1][..], &4711_u16.to_be_bytes(), &[0, 25]].concat();
+        assert_eq!((header[13], &header[16..28]), (0x11, &ends[..]), "{way}");
+        let facts = b"\x02\0\x09localhost\x20\0\x28\x01\0\0\0\x01\x21\0\x07TLSv1.3\x23\0\x16";
+        let facts = [&facts[..], suite.as_bytes()].concat();
+        assert_eq!(header[28..].escape_ascii().to_string(), facts.escape_ascii().to_string(), "{way}");
+        let begins: &[u8] = if way == Way::TlsLate { &[0x16, 3] } else { b"" };
+        standing.door.backend.held().get(begins).unwrap();
+    }
+}
+
 #[test]
 fn a_client_whose_address_nobody_knows_gets_a_454_and_the_backend_no_lie() {
     for ip in ["1.2.3.4\r\nXCLIENT", "unknown", ""] {

@@ -386,10 +386,7 @@ mod tests {
 
     #[test]
     fn help_and_version_need_no_host() {
-        assert!(
-            printed("--help")
-                .starts_with("Usage: starttls-wrapper [--way tls|plain|raw] [OPTIONS] HOST PORT PROG [ARGS...]\n")
-        );
+        assert!(printed("--help").starts_with("Usage: starttls-wrapper [--way tls|plain|raw] [OPTIONS] {HOST PORT | "));
         assert_eq!(printed("-h"), printed("--help"));
         assert_eq!(printed("--version"), concat!("starttls-wrapper ", env!("CARGO_PKG_VERSION"), "\n"));
         assert_eq!(printed("-V"), printed("--version"));

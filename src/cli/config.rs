@@ -109,7 +109,9 @@ impl Config {
         let host = server.as_ref().and_then(Server::host);
         // Where the TLS is somebody else's, so may be what the environment says of a certificate.
         let identity = if typed.way.ends_tls() { identity(&typed)? } else { IdentitySource::None };
-        let policy = policy(&typed, identity != IdentitySource::None || !typed.way.ends_tls())?;
+        let send_proxy = chosen(&typed, Id::SendProxy, &[("v1", Some(Version::V1)), ("v2", Some(Version::V2))])?;
+        let way = way(&typed, send_proxy)?;
+        let policy = policy(&typed, way, identity != IdentitySource::None || !typed.way.ends_tls())?;
         Ok(Self {
             identity,
             ca_file: typed.value(Id::BackendCa).map(PathBuf::from),
@@ -118,7 +120,7 @@ impl Config {
             backend_name: backend_name(&typed)?,
             backend_insecure: backend_insecure(&typed, host)?,
             backend_source: backend_source(&typed, host)?,
-            send_proxy: chosen(&typed, Id::SendProxy, &[("v1", Some(Version::V1)), ("v2", Some(Version::V2))])?,
+            send_proxy,
             policy,
             relay: chosen(&typed, Id::Relay, &[("splice", RelayMode::Splice), ("copy", RelayMode::Copy)])?,
             verbosity: verbosity(typed.times(Id::Verbose), typed.times(Id::Quiet)),
@@ -145,21 +147,19 @@ pub(super) fn called(id: Id) -> String {
 fn refuse_idle(typed: &Typed) -> Result<(), Fatal> {
     // What is about TLS with HOST, and what is about HOST at all.
     let tls = [Id::BackendCa, Id::BackendName, Id::BackendInsecure, Id::BackendHandshakeTimeout];
-    let host = [Id::BackendSource, Id::SendProxy, Id::Replay, Id::DialTimeout, Id::GreetingTimeout];
+    let host = [Id::BackendSource, Id::SendProxy, Id::ProxyFacts, Id::DialTimeout, Id::Replay, Id::GreetingTimeout];
     // What is about our certificate and TLS with the client, and what about the dialogue before it.
     let own = [Id::Cert, Id::Key, Id::SelfSigned, Id::HandshakeTimeout];
     let snoop = [Id::RequireTls, Id::Refusals, Id::Cutoff];
     let idle = match typed.way {
-        Way::Tls => Vec::new(),
-        Way::Plain => tls.to_vec(),
+        Way::Tls | Way::TlsLate => Vec::new(),
+        Way::Plain | Way::PlainLate => tls.to_vec(),
         Way::Keep => [&tls[..], &host].concat(),
-        Way::Respawn => [&tls[..], &[Id::BackendSource, Id::SendProxy, Id::DialTimeout]].concat(),
+        Way::Respawn => [&tls[..], &host[..4]].concat(),
         Way::UcspiTls => [&own[..3], &tls, &host].concat(),
-        Way::UcspiRespawn => [&own[..3], &tls, &[Id::BackendSource, Id::SendProxy, Id::DialTimeout]].concat(),
-        Way::Raw => [&own[..], &tls, &[Id::Replay, Id::GreetingTimeout, Id::ReplayTimeout]].concat(),
-        Way::Mute => {
-            [&own[..], &tls, &snoop, &[Id::BackendSource, Id::SendProxy, Id::Replay, Id::DialTimeout]].concat()
-        }
+        Way::UcspiRespawn => [&own[..3], &tls, &host[..4]].concat(),
+        Way::Raw => [&own[..], &tls, &[Id::ProxyFacts, Id::Replay, Id::GreetingTimeout, Id::ReplayTimeout]].concat(),
+        Way::Mute => [&own[..], &tls, &snoop, &host[..5]].concat(),
     };
     match idle.iter().find(|id| typed.times(**id) > 0) {
         Some(id) => usage(format!("{} says nothing with {}", called(*id), args::called(typed.way))),
@@ -233,7 +233,16 @@ fn identity(typed: &Typed) -> Result<IdentitySource, Fatal> {
     }
 }
 
-fn policy(typed: &Typed, offer_tls: bool) -> Result<Policy, Fatal> {
+/// The way as it goes with `--proxy-facts`. A header of version 1 has no room for what comes late.
+fn way(typed: &Typed, send_proxy: Option<Version>) -> Result<Way, Fatal> {
+    let is_late = chosen(typed, Id::ProxyFacts, &[("early", false), ("late", true)])?;
+    if typed.times(Id::ProxyFacts) > 0 && send_proxy != Some(Version::V2) {
+        return usage("--proxy-facts counts only with --send-proxy v2".to_owned());
+    }
+    Ok(typed.way.late().filter(|_| is_late).unwrap_or(typed.way))
+}
+
+fn policy(typed: &Typed, way: Way, offer_tls: bool) -> Result<Policy, Fatal> {
     let require_tls = typed.times(Id::RequireTls) > 0;
     if typed.times(Id::Refusals) > 0 && !require_tls {
         return usage("--refusals counts only with --require-tls".to_owned());
@@ -247,14 +256,16 @@ fn policy(typed: &Typed, offer_tls: bool) -> Result<Policy, Fatal> {
             Some(list) => cutoff(list)?,
             None => Cutoff::default(),
         },
-        way: typed.way,
-        replay: match typed.way {
+        way,
+        replay: match way {
             // A child that is kept is told RSET; what goes on untouched, nothing.
             Way::Keep | Way::UcspiTls | Way::Raw => Replay::None,
             Way::Mute => Replay::All,
-            Way::Tls | Way::Plain | Way::Respawn | Way::UcspiRespawn => chosen(typed, Id::Replay, &replays)?,
+            Way::Tls | Way::Plain | Way::Respawn | Way::TlsLate | Way::PlainLate | Way::UcspiRespawn => {
+                chosen(typed, Id::Replay, &replays)?
+            }
         },
-        told: if typed.way == Way::Mute { told(typed)? } else { Vec::new() },
+        told: if way == Way::Mute { told(typed)? } else { Vec::new() },
         timeouts: timeouts(typed)?,
     })
 }

@@ -46,6 +46,33 @@ fn a_proxy_header_is_of_version_1_or_2_and_for_host() {
 }
 
 #[test]
+fn facts_come_late_with_version_2_where_host_is_spoken_to_and_the_tls_is_ours() {
+    let way = |line: &str| with(line, &[]).map(|config| config.policy.way);
+    let host = "localhost 465 p";
+    assert_eq!(way(&format!("--send-proxy v2 {host}")), Ok(Way::Tls));
+    assert_eq!(way(&format!("--send-proxy v2 --proxy-facts early {host}")), Ok(Way::Tls));
+    assert_eq!(way(&format!("--proxy-facts late --send-proxy v2 {host}")), Ok(Way::TlsLate));
+    assert_eq!(way(&format!("--way plain --send-proxy v2 --proxy-facts=late {host}")), Ok(Way::PlainLate));
+    for line in ["--proxy-facts late", "--proxy-facts early", "--send-proxy v1 --proxy-facts late"] {
+        assert_eq!(refused(line), "--proxy-facts counts only with --send-proxy v2", "{line}");
+    }
+    assert_eq!(refused("--send-proxy v2 --proxy-facts never"), "--proxy-facts takes early|late, not \"never\"");
+    let why = way(&format!("--way raw --send-proxy v2 --proxy-facts late {host}")).unwrap_err();
+    assert_eq!(why, "--proxy-facts says nothing with --way raw");
+    for line in ["--way keep", "--way respawn", "--way ucspi-tls", "--way ucspi-tls-respawn", "--mute"] {
+        let why = way(&format!("{line} --proxy-facts late p")).unwrap_err();
+        assert!(why.starts_with("--proxy-facts says nothing with"), "{why}");
+    }
+}
+
+/// What is refused or checked for the way is so however late HOST is told.
+#[test]
+fn nothing_goes_late_in_the_clear_over_a_network() {
+    let why = with("--way plain --send-proxy v2 --proxy-facts late mx.example.org 25 p", &[]).unwrap_err();
+    assert!(why.contains("only for localhost"), "{why}");
+}
+
+#[test]
 fn ports_are_numbers_from_1_to_65535() {
     for port in ["1", "465", "65535"] {
         let expected = Server::Tcp { host: "h".to_owned(), port: port.parse().unwrap() };

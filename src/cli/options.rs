@@ -16,6 +16,7 @@ pub enum Id {
     BackendInsecure,
     BackendSource,
     SendProxy,
+    ProxyFacts,
     Replay,
     RequireTls,
     Refusals,
@@ -141,7 +142,7 @@ impl OptionSpec {
 }
 
 /// The table.
-pub const OPTIONS: [OptionSpec; 36] = [
+pub const OPTIONS: [OptionSpec; 37] = [
     valued(Id::Cert, "cert", "FILE", "", Group::Certificate, "our certificate chain, PEM").with_env("CERTFILE"),
     valued(Id::Key, "key", "FILE", "the --cert file", Group::Certificate, "the private key of --cert, PEM")
         .with_env("KEYFILE"),
@@ -190,6 +191,14 @@ pub const OPTIONS: [OptionSpec; 36] = [
         "",
         Group::Backend,
         "tell HOST who the client is by a PROXY header; it must expect one",
+    ),
+    valued(
+        Id::ProxyFacts,
+        "proxy-facts",
+        "early|late",
+        "early",
+        Group::Backend,
+        "late: the v2 header waits for facts of the client's TLS",
     ),
     valued(
         Id::Replay,
@@ -253,10 +262,8 @@ const MEANING_COLUMN: usize = 33;
 pub fn help() -> String {
     let mut text = String::with_capacity(4096);
     text.push_str(concat!(
-        "Usage: starttls-wrapper [--way tls|plain|raw] [OPTIONS] HOST PORT PROG [ARGS...]\n",
-        "       starttls-wrapper --way plain [OPTIONS] unix:PATH PROG [ARGS...]\n",
-        "       starttls-wrapper --way keep|respawn|ucspi-tls|ucspi-tls-respawn [OPTIONS] PROG [ARGS...]\n",
-        "       starttls-wrapper --mute[=always] [OPTIONS] PROG [ARGS...]\n",
+        "Usage: starttls-wrapper [--way tls|plain|raw] [OPTIONS] {HOST PORT | unix:PATH} PROG [ARGS...]\n",
+        "       starttls-wrapper {--way keep|respawn|ucspi-tls[-respawn] | --mute} [OPTIONS] PROG [ARGS...]\n",
         "Runs PROG, a plaintext SMTP server, for fds 0 and 1; a client's STARTTLS leads to HOST PORT.\n",
     ));
     for (group, heading) in HEADINGS {

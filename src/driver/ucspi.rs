@@ -19,7 +19,7 @@ use crate::client_info::{self, ClientInfo};
 use crate::engine::{self, CLIENT_IN, CLIENT_OUT, Conn, Parts, Peer, SIGNALS, Secrets, TLS_SERVER, TlsServer};
 use crate::error::Fatal;
 use crate::proxy::Header;
-use crate::session::{ChildEnd, EndReason, PolicyEnd, Way};
+use crate::session::{ChildEnd, EndReason, PolicyEnd};
 use crate::smtp::reply::Ours;
 use crate::sys::child::{self, Child};
 use crate::sys::dial::{Place, Target};
@@ -86,7 +86,9 @@ fn needs(target: Option<&Target>, peer: Option<&Peer>, children: Vec<Pid>) -> Ne
 
 /// How HOST is known, where it speaks TLS. Its roots are opened here.
 fn peer(config: &Config) -> Option<Peer> {
-    let (Some(Server::Tcp { host, .. }), Way::Tls) = (&config.server, config.policy.way) else { return None };
+    let Some(Server::Tcp { host, .. }) = config.server.as_ref().filter(|_| config.policy.way.secures_host()) else {
+        return None;
+    };
     let roots = match (&config.ca_file, &config.ca_dir) {
         _ if config.backend_insecure => Roots::default(),
         (None, None) => Roots::system(|name| std::env::var_os(name)),
@@ -102,7 +104,7 @@ fn target(config: &Config) -> Option<Target> {
         Server::Tcp { host, port } => Place::Tcp(host.clone(), *port),
         Server::Unix(path) => Place::Unix(path.clone()),
     })?;
-    let loopback_only = config.backend_insecure || config.policy.way == Way::Plain;
+    let loopback_only = config.backend_insecure || config.policy.way.is_clear();
     Some(Target { place, source: config.backend_source, loopback_only })
 }
 

@@ -114,6 +114,14 @@ impl Backend {
         }
     }
 
+    /// The socket of a backend that has been told nothing.
+    pub(super) fn into_socket(self) -> Option<End> {
+        match self.link {
+            Link::Clear(Clear { ends: Ends::Socket(end), .. }) => Some(end),
+            Link::Clear(_) | Link::Tls(..) => None,
+        }
+    }
+
     /// The two directions of a backend in the clear: what it says, and what it is told. `None`: it speaks TLS.
     pub(super) fn into_halves(self) -> io::Result<Option<(End, Option<End>)>> {
         Ok(match self.link {

@@ -302,6 +302,7 @@ impl Conn {
                 Phase::Announce => self.announce(registry, now),
                 Phase::SecureClient => self.secure_client(now),
                 Phase::Start => self.start_fresh(registry, now),
+                Phase::Tell => self.tell_host(now),
                 Phase::Gate => self.read_backend(now) | self.read_client(now),
                 Phase::RelayPlain => self.relay_plain(registry, now),
                 Phase::RelayTls => self.relay_tls(registry, now),
@@ -350,6 +351,7 @@ impl Conn {
             Phase::Dial
             | Phase::SecureBackend
             | Phase::Start
+            | Phase::Tell
             | Phase::Greeting
             | Phase::Replay
             | Phase::Commit

@@ -16,6 +16,7 @@ mod pump;
 mod relay;
 mod report;
 mod secure;
+mod tell;
 mod tokens;
 mod ucspi_tls;
 mod write;

@@ -9,7 +9,6 @@ use mio::{Interest, Registry};
 
 use crate::logging::escape;
 use crate::session::{BackendEnd, ClientEnd, EndReason, Phase, Session, Way};
-use crate::sys::end::End;
 use crate::sys::holder::Holder;
 use crate::tls::{Leg, TlsError};
 use crate::variables;
@@ -19,6 +18,7 @@ use super::bridge::{self, Received, Trouble};
 use super::conn::{Conn, end_of_pipe};
 use super::handover::{Dial, Dialled};
 use super::relay::READS;
+use super::tell::tell;
 use super::tokens::{CHILD_IN, CHILD_OUT};
 
 /// The longest error text that is logged.
@@ -46,7 +46,7 @@ impl Conn {
             self.look_at_tls_server()?;
         }
         let backend = match self.policy.way {
-            Way::Tls | Way::Plain | Way::Raw => self.connect(registry, now)?,
+            Way::Tls | Way::Plain | Way::Raw | Way::TlsLate | Way::PlainLate => self.connect(registry, now)?,
             Way::Keep | Way::UcspiTls | Way::Mute => Some(self.take_child_over()?),
             Way::Respawn | Way::UcspiRespawn => {
                 let waits = self.holder.as_mut().is_some_and(Holder::waits);
@@ -73,8 +73,8 @@ impl Conn {
         let target = self.target.as_ref().ok_or("there is no HOST")?;
         let header = match &self.proxy {
             Some(None) => return Err("the client's address is unknown, no PROXY header can be sent".to_owned()),
-            Some(Some(header)) => Some(header.octets()),
-            None => None,
+            Some(Some(header)) if !self.policy.way.is_late() => Some(header.octets(None)),
+            Some(Some(_)) | None => None,
         };
         let dial = self.dial.get_or_insert_with(|| {
             self.resolver.begin();
@@ -90,7 +90,8 @@ impl Conn {
         }
         // By the way alone, so that nothing forgotten elsewhere makes a connection a clear one.
         match self.policy.way {
-            Way::Plain | Way::Raw => Ok(Some(Backend::socket(end))),
+            // The late ones are told nothing yet, in no TLS.
+            Way::Plain | Way::Raw | Way::TlsLate | Way::PlainLate => Ok(Some(Backend::socket(end))),
             Way::Tls | Way::Keep | Way::Respawn | Way::UcspiTls | Way::UcspiRespawn | Way::Mute => {
                 let setups = self.setups.as_ref().ok_or("TLS is not set up")?;
                 Backend::tls(end, setups).map(Some).map_err(|error| error.to_string())
@@ -145,7 +146,8 @@ impl Conn {
             if phase == Phase::Snoop {
                 return true;
             }
-            let wanted = matches!(phase, Phase::SecureBackend | Phase::Commit) || self.session.wants_backend();
+            let wanted =
+                matches!(phase, Phase::SecureBackend | Phase::Commit | Phase::Tell) || self.session.wants_backend();
             let Some(backend) = self.backend.as_mut().filter(|backend| wanted && !backend.is_over) else { break };
             if !backend.input().readable {
                 break;
@@ -313,15 +315,6 @@ impl Conn {
         if !octets.is_empty() {
             self.session.handle_client(octets, now);
         }
-    }
-}
-
-/// The PROXY header, in one write: a server may take what comes in two for no header. A fresh connection has room for it.
-fn tell(end: &mut End, header: &[u8]) -> Result<(), String> {
-    match end.write(header) {
-        Ok(Some(count)) if count == header.len() => Ok(()),
-        Ok(_) => Err("it does not take the PROXY header at once".to_owned()),
-        Err(error) => Err(format!("PROXY header: {error}")),
     }
 }
 

@@ -34,6 +34,7 @@ impl Session {
                 Phase::Dial
                 | Phase::SecureBackend
                 | Phase::Start
+                | Phase::Tell
                 | Phase::Greeting
                 | Phase::Replay
                 | Phase::Commit
@@ -140,8 +141,13 @@ impl Session {
             match self.phase {
                 Phase::Snoop | Phase::Gate => {}
                 // In one read with the reply that let STARTTLS have its turn: unasked, and passed on.
-                Phase::Dial | Phase::SecureBackend | Phase::Start | Phase::Greeting | Phase::Replay | Phase::Commit => {
-                }
+                Phase::Dial
+                | Phase::SecureBackend
+                | Phase::Start
+                | Phase::Tell
+                | Phase::Greeting
+                | Phase::Replay
+                | Phase::Commit => {}
                 // In one read with what ended the snooping.
                 Phase::RelayPlain | Phase::RelayTls => return self.to_client.push(rest),
                 Phase::Announce | Phase::SecureClient | Phase::Close => return,

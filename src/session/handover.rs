@@ -26,7 +26,7 @@ impl Session {
                 },
                 None => self.finish(EndReason::Bug("no replay".to_owned()), now),
             },
-            Phase::SecureBackend | Phase::Commit => {
+            Phase::SecureBackend | Phase::Commit | Phase::Tell => {
                 if let Some(run) = &mut self.replay {
                     run.lose_step();
                 }
@@ -74,6 +74,11 @@ impl Session {
     /// The fresh child runs.
     pub fn handle_started(&mut self, now: Instant) {
         self.step(Cause::Started, now);
+    }
+
+    /// The backend has been told of the client.
+    pub fn handle_told(&mut self, now: Instant) {
+        self.step(Cause::Told, now);
     }
 
     /// A step of the hand-over failed: `why` in words, remote octets escaped. The client gets a 454 and goes on with the
@@ -158,6 +163,7 @@ impl Session {
             Phase::Dial
             | Phase::SecureBackend
             | Phase::Start
+            | Phase::Tell
             | Phase::Replay
             | Phase::Snoop
             | Phase::Commit

@@ -9,6 +9,7 @@
 //! | `Dial` | reaches the backend: `handle_dialled` or `handle_handover_failed`; still reads the client, never the child |
 //! | `SecureBackend` | TLS with the backend: `handle_backend_secured` or `handle_handover_failed` |
 //! | `Start` | starts a fresh child: `handle_started` or `handle_handover_failed` |
+//! | `Tell` | tells the backend of the client and its TLS: `handle_told` or `handle_handover_failed` |
 //! | `Greeting`, `Replay` | `handle_backend` with what the backend says |
 //! | `Commit` | when nothing is unsent: reads the client once more; nothing there: `handle_quiet` |
 //! | `Announce` | writes; when all is out: `handle_announced`; reads no one |
@@ -165,6 +166,7 @@ impl Session {
             Phase::Dial
             | Phase::SecureBackend
             | Phase::Start
+            | Phase::Tell
             | Phase::Greeting
             | Phase::Replay
             | Phase::Commit
@@ -198,6 +200,7 @@ impl Session {
             | Phase::Dial
             | Phase::SecureBackend
             | Phase::Start
+            | Phase::Tell
             | Phase::Commit
             | Phase::Announce
             | Phase::SecureClient
@@ -229,6 +232,7 @@ impl Session {
             Phase::Dial
             | Phase::SecureBackend
             | Phase::Start
+            | Phase::Tell
             | Phase::Greeting
             | Phase::Replay
             | Phase::Commit
@@ -252,6 +256,7 @@ impl Session {
             Phase::Dial
             | Phase::SecureBackend
             | Phase::Start
+            | Phase::Tell
             | Phase::Greeting
             | Phase::Replay
             | Phase::Commit
@@ -350,6 +355,7 @@ impl Session {
             | Phase::Dial
             | Phase::SecureBackend
             | Phase::Start
+            | Phase::Tell
             | Phase::Greeting
             | Phase::Replay
             | Phase::Commit

@@ -34,6 +34,8 @@ pub enum Phase {
     SecureBackend,
     /// A fresh child is being started, now that the client's TLS is known.
     Start,
+    /// HOST is told who the client is, and what its TLS is.
+    Tell,
     /// The backend's greeting is awaited.
     Greeting,
     /// The backend is told what was recorded.
@@ -67,6 +69,8 @@ pub enum Cause {
     BackendSecured,
     /// The fresh child runs.
     Started,
+    /// HOST has its PROXY header.
+    Told,
     /// The backend's greeting was 220, and there is something to replay.
     Greeted,
     /// Everything that was to be replayed is answered as expected.
@@ -87,11 +91,12 @@ pub enum Cause {
 
 impl Phase {
     /// All phases, in the order of a session that uses TLS.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Snoop,
         Self::Dial,
         Self::SecureBackend,
         Self::Start,
+        Self::Tell,
         Self::Greeting,
         Self::Replay,
         Self::Commit,
@@ -106,13 +111,15 @@ impl Phase {
     /// The phases from STARTTLS to the gate, in order.
     #[must_use]
     pub fn steps(way: Way) -> &'static [Self] {
-        use Phase::{Announce, Commit, Dial, Gate, Greeting, Replay, SecureBackend, SecureClient, Start};
+        use Phase::{Announce, Commit, Dial, Gate, Greeting, Replay, SecureBackend, SecureClient, Start, Tell};
         match way {
             Way::Tls => &[Dial, SecureBackend, Greeting, Replay, Commit, Announce, SecureClient, Gate],
             Way::Plain => &[Dial, Greeting, Replay, Commit, Announce, SecureClient, Gate],
             Way::Keep | Way::UcspiTls => &[Dial, Replay, Commit, Announce, SecureClient, Gate],
             Way::Respawn | Way::UcspiRespawn => &[Dial, Commit, Announce, SecureClient, Start, Greeting, Replay, Gate],
             Way::Raw => &[Dial, Commit, Announce],
+            Way::TlsLate => &[Dial, Commit, Announce, SecureClient, Tell, SecureBackend, Greeting, Replay, Gate],
+            Way::PlainLate => &[Dial, Commit, Announce, SecureClient, Tell, Greeting, Replay, Gate],
             Way::Mute => &[Greeting, Replay, Gate],
         }
     }
@@ -144,6 +151,7 @@ impl Phase {
             Cause::Dialled => done(Self::Dial),
             Cause::BackendSecured => done(Self::SecureBackend),
             Cause::Started => done(Self::Start),
+            Cause::Told => done(Self::Tell),
             Cause::Greeted => done(Self::Greeting),
             // A greeting with nothing to replay behind it.
             Cause::Replayed if self == Self::Greeting => done(Self::Greeting).and_then(|replay| replay.next(way)),
@@ -167,7 +175,7 @@ impl Phase {
     /// The server behind TLS is on its way: what fails is a step of it, before the 220 or behind.
     #[must_use]
     pub fn is_reaching(self) -> bool {
-        matches!(self, Self::Dial | Self::SecureBackend | Self::Start | Self::Greeting | Self::Replay)
+        matches!(self, Self::Dial | Self::SecureBackend | Self::Start | Self::Tell | Self::Greeting | Self::Replay)
     }
 
     /// The client's TLS stands, and no relay has begun: what the client says is kept for the gate, and what we say is for it.
@@ -186,6 +194,7 @@ impl Phase {
             Self::Dial => "dial",
             Self::SecureBackend => "backend handshake",
             Self::Start => "start",
+            Self::Tell => "PROXY header",
             Self::Greeting => "backend greeting",
             Self::Replay => "replay",
             Self::Commit => "commit",
@@ -202,12 +211,13 @@ impl Phase {
 mod tests {
     use super::*;
 
-    const CAUSES: [Cause; 13] = [
+    const CAUSES: [Cause; 14] = [
         Cause::Cutoff,
         Cause::Starttls,
         Cause::Dialled,
         Cause::BackendSecured,
         Cause::Started,
+        Cause::Told,
         Cause::Greeted,
         Cause::Replayed,
         Cause::HandoverFailed,
@@ -253,7 +263,7 @@ mod tests {
     type Arrow = (Phase, Cause, Option<Phase>);
 
     /// Those of the diagram's arrows that a way has otherwise; it has no others.
-    const OTHERWISE: [(Way, &[Arrow]); 5] = [
+    const OTHERWISE: [(Way, &[Arrow]); 7] = [
         (
             Way::Plain,
             &[
@@ -301,6 +311,33 @@ mod tests {
                 (Phase::Announce, Cause::Announced, Some(Phase::RelayTls)),
                 (Phase::SecureClient, Cause::ClientSecured, None),
                 (Phase::Gate, Cause::Opened, None),
+            ],
+        ),
+        (
+            Way::TlsLate,
+            &[
+                (Phase::Dial, Cause::Dialled, Some(Phase::Commit)),
+                (Phase::SecureClient, Cause::ClientSecured, Some(Phase::Tell)),
+                (Phase::Tell, Cause::Told, Some(Phase::SecureBackend)),
+                (Phase::SecureBackend, Cause::HandoverFailed, None),
+                (Phase::Greeting, Cause::Replayed, Some(Phase::Gate)),
+                (Phase::Greeting, Cause::HandoverFailed, None),
+                (Phase::Replay, Cause::Replayed, Some(Phase::Gate)),
+                (Phase::Replay, Cause::HandoverFailed, None),
+            ],
+        ),
+        (
+            Way::PlainLate,
+            &[
+                (Phase::Dial, Cause::Dialled, Some(Phase::Commit)),
+                (Phase::SecureClient, Cause::ClientSecured, Some(Phase::Tell)),
+                (Phase::Tell, Cause::Told, Some(Phase::Greeting)),
+                (Phase::SecureBackend, Cause::BackendSecured, None),
+                (Phase::SecureBackend, Cause::HandoverFailed, None),
+                (Phase::Greeting, Cause::Replayed, Some(Phase::Gate)),
+                (Phase::Greeting, Cause::HandoverFailed, None),
+                (Phase::Replay, Cause::Replayed, Some(Phase::Gate)),
+                (Phase::Replay, Cause::HandoverFailed, None),
             ],
         ),
         (

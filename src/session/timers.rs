@@ -88,7 +88,7 @@ impl Timers {
                 let cutoff = cutoff.map(|after| self.started + after);
                 [unknown, cutoff].into_iter().flatten().fold(dialogue, Instant::min)
             }
-            Phase::Dial | Phase::Start => self.entered + timeouts.dial,
+            Phase::Dial | Phase::Start | Phase::Tell => self.entered + timeouts.dial,
             Phase::SecureBackend => self.entered + timeouts.backend_handshake,
             Phase::Greeting => self.entered + timeouts.greeting,
             Phase::Replay => self.entered + timeouts.replay,
@@ -155,6 +155,7 @@ mod tests {
         let phases = [
             (Phase::Dial, own.dial),
             (Phase::Start, own.dial),
+            (Phase::Tell, own.dial),
             (Phase::SecureBackend, own.backend_handshake),
             (Phase::Greeting, own.greeting),
             (Phase::Replay, own.replay),

@@ -16,6 +16,11 @@ pub enum Way {
     Respawn,
     /// HOST PORT, to which the client's TLS goes untouched.
     Raw,
+    /// As `Tls`, but HOST is only connected to before the 220; all that is said to it, from the PROXY header on, is said behind
+    /// the client's handshake, so that it can be told of the client's TLS.
+    TlsLate,
+    /// As `Plain`, likewise.
+    PlainLate,
     /// As `Keep`, the client's TLS being that of the UCSPI-TLS server that we run under.
     UcspiTls,
     /// As `Respawn`, likewise.
@@ -26,14 +31,15 @@ pub enum Way {
 }
 
 impl Way {
-    /// All that need no UCSPI-TLS server, as the manual lists them.
-    pub const ALL: [Self; 5] = [Self::Tls, Self::Plain, Self::Keep, Self::Respawn, Self::Raw];
+    /// All that need no UCSPI-TLS server, as the manual lists them, and the late ones.
+    pub const ALL: [Self; 7] =
+        [Self::Tls, Self::Plain, Self::Keep, Self::Respawn, Self::Raw, Self::TlsLate, Self::PlainLate];
 
     /// All that have a word on the command line.
     pub const NAMED: [Self; 7] =
         [Self::Tls, Self::Plain, Self::Keep, Self::Respawn, Self::Raw, Self::UcspiTls, Self::UcspiRespawn];
 
-    /// Its word on the command line and in the log.
+    /// Its word on the command line, where it has one, and in the log.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -42,6 +48,8 @@ impl Way {
             Self::Keep => "keep",
             Self::Respawn => "respawn",
             Self::Raw => "raw",
+            Self::TlsLate => "tls-late",
+            Self::PlainLate => "plain-late",
             Self::UcspiTls => "ucspi-tls",
             Self::UcspiRespawn => "ucspi-tls-respawn",
             Self::Mute => "mute",
@@ -52,9 +60,37 @@ impl Way {
     #[must_use]
     pub fn dials(self) -> bool {
         match self {
-            Self::Tls | Self::Plain | Self::Raw => true,
+            Self::Tls | Self::Plain | Self::Raw | Self::TlsLate | Self::PlainLate => true,
             Self::Keep | Self::Respawn | Self::UcspiTls | Self::UcspiRespawn | Self::Mute => false,
         }
+    }
+
+    /// This way with HOST being told what is known of the client's TLS, where there is one (`--proxy-facts late`).
+    #[must_use]
+    pub fn late(self) -> Option<Self> {
+        match self {
+            Self::Tls => Some(Self::TlsLate),
+            Self::Plain => Some(Self::PlainLate),
+            _ => None,
+        }
+    }
+
+    /// Whether HOST is told what is known of the client's TLS.
+    #[must_use]
+    pub fn is_late(self) -> bool {
+        matches!(self, Self::TlsLate | Self::PlainLate)
+    }
+
+    /// Whether HOST is spoken to in TLS of ours.
+    #[must_use]
+    pub fn secures_host(self) -> bool {
+        matches!(self, Self::Tls | Self::TlsLate)
+    }
+
+    /// Whether HOST is told in the clear what the client says in TLS, so that it must be on this host.
+    #[must_use]
+    pub fn is_clear(self) -> bool {
+        matches!(self, Self::Plain | Self::PlainLate)
     }
 
     /// Whether the child goes on behind TLS.
@@ -79,7 +115,7 @@ impl Way {
     #[must_use]
     pub fn ends_tls(self) -> bool {
         match self {
-            Self::Tls | Self::Plain | Self::Keep | Self::Respawn => true,
+            Self::Tls | Self::Plain | Self::Keep | Self::Respawn | Self::TlsLate | Self::PlainLate => true,
             Self::Raw | Self::UcspiTls | Self::UcspiRespawn | Self::Mute => false,
         }
     }

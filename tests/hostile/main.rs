@@ -13,6 +13,7 @@ mod clients;
 mod faults;
 mod mute;
 mod phases;
+mod proxy;
 mod raw;
 mod respawn;
 mod sandbox;

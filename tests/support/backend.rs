@@ -1,7 +1,6 @@
 //! The backend as a test plays it: a port of 127.0.0.1 that can be closed, and a server behind it that speaks TLS as a
 //! script has it or fails as a script has it.
 
-use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
@@ -9,6 +8,7 @@ use std::time::Instant;
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{Connection, ServerConfig, ServerConnection};
+use starttls_wrapper::session::Way;
 
 use crate::dialogue::Backend;
 use crate::stream::wait_readable;
@@ -101,8 +101,8 @@ fn pem(label: &str, der: &[u8]) -> String {
 /// The port, what happens there, and the connection that speaks now.
 pub(crate) struct Server {
     certificate: Arc<Certificate>,
-    /// Whether it speaks TLS.
-    is_secure: bool,
+    /// How the wrapper comes.
+    way: Way,
     listener: Listener,
     port: u16,
     wire: Option<Wire>,
@@ -116,13 +116,13 @@ enum Listener {
 
 impl Server {
     /// A free port of 127.0.0.1, nobody listening yet.
-    pub(crate) fn new(certificate: Arc<Certificate>, is_secure: bool) -> Self {
+    pub(crate) fn new(certificate: Arc<Certificate>, way: Way) -> Self {
         use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
         let fd = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
         bind(&fd, &std::net::SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let listener = TcpListener::from(fd);
         let port = listener.local_addr().unwrap().port();
-        Self { certificate, is_secure, listener: Listener::Closed(listener.into()), port, wire: None }
+        Self { certificate, way, listener: Listener::Closed(listener.into()), port, wire: None }
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -175,6 +175,15 @@ impl Server {
         self.held().secure(tls)
     }
 
+    /// Takes the header that comes behind the client's handshake, on the connection that was only accepted, and goes on as
+    /// the way has it.
+    pub(crate) fn be_told(&mut self) -> Result<(), String> {
+        if self.way.is_late() {
+            self.held().proxy_header().map_err(|e| format!("backend: {e}"))?;
+        }
+        if self.way.secures_host() { self.secure().map_err(|e| format!("backend: {e}")) } else { Ok(()) }
+    }
+
     /// The connection goes, as it is: closed, or reset where its end was made so.
     pub(crate) fn take(&mut self) -> Wire {
         self.wire.take().unwrap()
@@ -192,36 +201,35 @@ impl Server {
             return;
         }
         let (listener, certificate) = (listener.try_clone().unwrap(), Arc::clone(&self.certificate));
+        let is_late = self.way.is_late();
         thread::spawn(move || {
             if wait_readable(&listener, Instant::now() + PATIENCE).is_err() {
                 return;
             }
-            let Ok((mut socket, _)) = listener.accept() else { return };
+            let Ok((socket, _)) = listener.accept() else { return };
+            let mut wire = Wire::new(socket);
+            if is_late && wire.proxy_header().is_err() {
+                return;
+            }
             match what {
                 Backend::Accepts | Backend::Refused => {}
-                Backend::Plaintext => drop(socket.write_all(b"220 plain.example ESMTP\r\n")),
+                Backend::Plaintext => wire.send(b"220 plain.example ESMTP\r\n"),
                 Backend::NoHandshake => {}
-                Backend::Untrusted => return drop(Wire::new(socket).secure(Certificate::new().server())),
+                Backend::Untrusted => return drop(wire.secure(Certificate::new().server())),
                 Backend::Silent => {
-                    let mut wire = Wire::new(socket);
                     let _ = wire.secure(certificate.server()).and_then(|()| wire.rest());
                     return;
                 }
             }
-            let _ = Wire::new(socket).rest();
+            let _ = wire.rest();
         });
     }
 
-    /// The connection that the wrapper dials, its TLS done; waits for it where there is none yet.
+    /// The connection that the wrapper dials, its TLS done if it has one; waits for it where there is none yet.
     pub(crate) fn wire(&mut self) -> Result<&mut Wire, String> {
         if self.wire.is_none() {
-            self.listen();
-            let socket = self.accept()?;
-            let mut wire = Wire::new(socket);
-            if self.is_secure {
-                wire.secure(self.certificate.server()).map_err(|e| format!("backend: {e}"))?;
-            }
-            self.wire = Some(wire);
+            self.accept_only()?;
+            self.be_told()?;
         }
         self.wire.as_mut().ok_or_else(|| "backend: no connection".to_owned())
     }

@@ -22,6 +22,7 @@ use tempfile::TempDir;
 use crate::backend::{Certificate, Server};
 use crate::child::{Child, puppet};
 use crate::dialogue::{Deed, Dialogue, Side};
+use crate::policy::way_options;
 use crate::stream::{Stream, wait_until};
 use crate::wire::{End, PATIENCE, Wire, shown};
 
@@ -114,7 +115,7 @@ impl Door {
         let folder = TempDir::new().unwrap();
         let path = |name: &str| folder.path().join(name);
         let certificate = certificate();
-        let backend = Server::new(Arc::clone(&certificate), start.way == Way::Tls);
+        let backend = Server::new(Arc::clone(&certificate), start.way);
         let puppets = UnixListener::bind(path("puppets")).unwrap();
         let (client, input, output, port) = descriptors(start.shape);
 
@@ -142,10 +143,7 @@ impl Door {
             fs::write(path("key.pem"), &certificate.key_pem).unwrap();
             command.arg("--cert").arg(path("cert.pem")).arg("--key").arg(path("key.pem"));
         }
-        match start.way {
-            Way::Mute => command.arg("--mute=always"),
-            way => command.args(["--way", way.name()]),
-        };
+        command.args(way_options(start.way));
         if start.way.dials() {
             command.args([start.host, &backend.port().to_string()]);
         }
@@ -388,7 +386,7 @@ fn perform(dialogue: &Dialogue, at: usize, door: &mut Door, child: &mut Child) -
         Deed::Ends(Side::Backend) if respawns => door.fresh()?.exit(0),
         Deed::Ends(Side::Backend) => door.backend.wire()?.end(),
         Deed::ClientResets => door.client.take().ok_or_else(gone)?.reset(),
-        Deed::BackendDies if dialogue.way == Way::Tls => door.backend.wire()?.cut(),
+        Deed::BackendDies if dialogue.way.secures_host() => door.backend.wire()?.cut(),
         // In the clear only a reset is no end.
         Deed::BackendDies => {
             door.backend.wire()?;
@@ -411,7 +409,7 @@ fn perform(dialogue: &Dialogue, at: usize, door: &mut Door, child: &mut Child) -
         }
         Deed::SeesAbort(Side::Backend) => {
             // In the clear an abort looks like an end.
-            let cut = if dialogue.way == Way::Tls { End::Cut } else { End::Clean };
+            let cut = if dialogue.way.secures_host() { End::Cut } else { End::Clean };
             expect_end(door.backend.wire()?.get_end()?, &[cut, End::Reset])?;
         }
         Deed::SeesAbort(Side::Child) => return Err("a child sees no abort".to_owned()),

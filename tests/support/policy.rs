@@ -1,9 +1,19 @@
-//! The policy that a dialogue is played with: its options, read as the program reads its command line.
+//! The policy that a dialogue is played with: its way and options, read as the program reads its command line.
 
 use starttls_wrapper::cli::{Invocation, read};
-use starttls_wrapper::session::Policy;
+use starttls_wrapper::session::{Policy, Way};
 
 use super::dialogue::Dialogue;
+
+/// The options that choose a way.
+pub(crate) fn way_options(way: Way) -> Vec<&'static str> {
+    match way {
+        Way::Mute => vec!["--mute=always"],
+        Way::TlsLate => vec!["--way", "tls", "--send-proxy", "v2", "--proxy-facts", "late"],
+        Way::PlainLate => vec!["--way", "plain", "--send-proxy", "v2", "--proxy-facts", "late"],
+        _ => vec!["--way", way.name()],
+    }
+}
 
 /// The error names the file, and what is wrong with its options.
 pub(crate) fn policy(dialogue: &Dialogue) -> Result<Policy, String> {
@@ -11,7 +21,7 @@ pub(crate) fn policy(dialogue: &Dialogue) -> Result<Policy, String> {
     if dialogue.certificate && dialogue.way.ends_tls() {
         words.extend(["--cert".to_owned(), "none.pem".to_owned()]);
     }
-    words.extend(["--way", dialogue.way.name()].map(str::to_owned));
+    words.extend(way_options(dialogue.way).iter().map(|word| (*word).to_owned()));
     words.extend(["localhost", "465"].iter().filter(|_| dialogue.way.dials()).map(|word| (*word).to_owned()));
     words.push("smtpd".to_owned());
     match read(words.into_iter().map(Into::into), |_| None) {

@@ -380,6 +380,7 @@ impl Owner {
                 Backend::NoHandshake | Backend::Refused => {}
             },
             Phase::Start => self.session.handle_started(self.now),
+            Phase::Tell => self.session.handle_told(self.now),
             Phase::Commit | Phase::Announce if self.dial_waits || !self.is_written() => {}
             Phase::Commit => self.session.handle_quiet(self.now),
             Phase::Announce => {

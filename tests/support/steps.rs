@@ -60,7 +60,7 @@ impl At {
     pub(crate) fn of(way: Way) -> Vec<(Way, Self)> {
         let has = |at: &Self| match at {
             Self::Dial => way.dials(),
-            Self::BackendHandshake => way == Way::Tls,
+            Self::BackendHandshake => way.secures_host(),
             Self::Greeting => !matches!(way, Way::Keep | Way::Raw),
             // Behind the 220 it is between client and HOST.
             Self::Replay | Self::ClientHandshake | Self::Gate | Self::RelayTls => way.ends_tls(),
@@ -86,7 +86,8 @@ impl At {
 
     /// Whether it is a step towards the server behind TLS, inside TLS.
     pub(crate) fn is_late(self, way: Way) -> bool {
-        way == Way::Respawn && matches!(self, Self::Greeting | Self::Replay)
+        let is_late = way == Way::Respawn || way.is_late();
+        is_late && matches!(self, Self::BackendHandshake | Self::Greeting | Self::Replay)
     }
 
     /// Whether the backend's connection stands.
@@ -157,8 +158,8 @@ impl Standing {
         }
         match at {
             At::Dial => return Ok(()),
-            At::BackendHandshake => return door.backend.accept_only(),
-            At::Greeting if self.way != Way::Respawn => return door.backend.wire().map(|_| ()),
+            At::BackendHandshake if !at.is_late(self.way) => return door.backend.accept_only(),
+            At::Greeting if !at.is_late(self.way) => return door.backend.wire().map(|_| ()),
             _ => {}
         }
         match self.way {
@@ -168,13 +169,14 @@ impl Standing {
                 backend.get(b"EHLO client.example\r\n")?;
             }
             Way::Keep | Way::UcspiTls => child.get(b"RSET\r\n")?,
+            Way::TlsLate | Way::PlainLate => door.backend.accept_only()?,
             Way::Respawn | Way::UcspiRespawn | Way::Raw | Way::Mute => {}
         }
         self.since = Instant::now();
         if at == At::Replay && !at.is_late(self.way) {
             return Ok(());
         }
-        if self.way != Way::Respawn {
+        if !At::Replay.is_late(self.way) {
             self.behind_says(b"250 secure.example\r\n")?;
         }
         let (door, child) = (&mut self.door, &mut self.child);
@@ -189,19 +191,8 @@ impl Standing {
             return Ok(());
         }
         client.secure(tls_client())?;
-        if self.way == Way::Respawn {
-            let fresh = door.fresh()?;
-            self.since = Instant::now();
-            if at == At::Greeting {
-                return Ok(());
-            }
-            fresh.send(b"220 secure.example ESMTP\r\n");
-            fresh.get(b"EHLO client.example\r\n")?;
-            self.since = Instant::now();
-            if at == At::Replay {
-                return Ok(());
-            }
-            fresh.send(b"250 secure.example\r\n");
+        if At::Replay.is_late(self.way) && self.go_on_behind_the_220(at)? {
+            return Ok(());
         }
         // Only its reply shows that our side of the handshake has arrived too.
         self.ask_behind("NOOP\r\n", "250 Ok\r\n")?;
@@ -216,24 +207,52 @@ impl Standing {
         Ok(())
     }
 
+    /// From the client's handshake to the gate, where a server is come to there. Whether the session stands where it is to.
+    fn go_on_behind_the_220(&mut self, at: At) -> Result<bool, String> {
+        if self.way == Way::Respawn {
+            self.door.fresh()?;
+        } else if at == At::BackendHandshake {
+            self.since = Instant::now();
+            return self.door.backend.held().proxy_header().map(|_| true);
+        } else {
+            self.door.backend.be_told()?;
+        }
+        self.since = Instant::now();
+        if at == At::Greeting {
+            return Ok(true);
+        }
+        self.behind_says(b"220 secure.example ESMTP\r\n")?;
+        self.behind_gets(b"EHLO client.example\r\n")?;
+        self.since = Instant::now();
+        if at == At::Replay {
+            return Ok(true);
+        }
+        self.behind_says(b"250 secure.example\r\n").map(|()| false)
+    }
+
     /// What the server behind TLS says.
     fn behind_says(&mut self, octets: &[u8]) -> Result<(), String> {
         match self.way {
-            Way::Tls | Way::Plain | Way::Raw => self.door.backend.wire()?.send(octets),
+            Way::Tls | Way::Plain | Way::Raw | Way::TlsLate | Way::PlainLate => self.door.backend.wire()?.send(octets),
             Way::Keep | Way::UcspiTls | Way::Mute => self.child.send(octets),
             Way::Respawn | Way::UcspiRespawn => self.door.fresh()?.send(octets),
         }
         Ok(())
     }
 
+    /// What it must get next.
+    fn behind_gets(&mut self, octets: &[u8]) -> Result<(), String> {
+        match self.way {
+            Way::Tls | Way::Plain | Way::Raw | Way::TlsLate | Way::PlainLate => self.door.backend.wire()?.get(octets),
+            Way::Keep | Way::UcspiTls | Way::Mute => self.child.get(octets),
+            Way::Respawn | Way::UcspiRespawn => self.door.fresh()?.get(octets),
+        }
+    }
+
     /// One command and its reply between the client, in TLS, and the server behind.
     pub(crate) fn ask_behind(&mut self, command: &str, reply: &str) -> Result<(), String> {
         self.door.client.as_mut().ok_or("no client")?.send(command.as_bytes());
-        match self.way {
-            Way::Tls | Way::Plain | Way::Raw => self.door.backend.wire()?.get(command.as_bytes())?,
-            Way::Keep | Way::UcspiTls | Way::Mute => self.child.get(command.as_bytes())?,
-            Way::Respawn | Way::UcspiRespawn => self.door.fresh()?.get(command.as_bytes())?,
-        }
+        self.behind_gets(command.as_bytes())?;
         self.since = Instant::now();
         self.behind_says(reply.as_bytes())?;
         self.door.client.as_mut().ok_or("no client")?.get(reply.as_bytes())
@@ -249,9 +268,11 @@ impl Standing {
     pub(crate) fn backend_sees_an_abort(&mut self, at: At) {
         if at.has_backend(self.way) && self.way.dials() {
             let (octets, end) = self.door.backend.held().rest().unwrap_or_else(|why| panic!("backend: {why}"));
-            if at.is_announced(self.way) {
+            // Behind a late header comes a ClientHello; before it nothing.
+            let is_secure = self.way.secures_host() && (!self.way.is_late() || at.is_secure(self.way));
+            if at.is_announced(self.way) && at != At::BackendHandshake {
                 assert_eq!(octets, b"");
-                assert!(self.way != Way::Tls || end != End::Clean, "the backend takes an abort for a clean end");
+                assert!(!is_secure || end != End::Clean, "the backend takes an abort for a clean end");
             }
         }
     }
@@ -281,7 +302,7 @@ impl Standing {
 /// The child that is behind TLS, where it is one.
 pub(crate) fn child_behind<'a>(way: Way, door: &'a mut Door, child: &'a mut Child) -> Option<&'a mut Child> {
     match way {
-        Way::Tls | Way::Plain | Way::Raw => None,
+        Way::Tls | Way::Plain | Way::Raw | Way::TlsLate | Way::PlainLate => None,
         Way::Keep | Way::UcspiTls | Way::Mute => Some(child),
         Way::Respawn | Way::UcspiRespawn => door.fresh.as_mut(),
     }

@@ -37,21 +37,31 @@ pub(crate) fn all(dialogues: &[Dialogue]) -> (Vec<Dialogue>, Count) {
 }
 
 fn through(way: Way, dialogue: &Dialogue) -> Option<Dialogue> {
-    if dialogue.way != Way::Tls {
-        // Written for that way and for no other.
-        return (dialogue.way == way).then(|| dialogue.clone());
-    }
     let has_option = |name: &str| dialogue.options.iter().any(|option| option.starts_with(name));
+    let is_in_the_clear = || {
+        let is_tls = |deed: &Deed| matches!(deed, Deed::Backend(what) if !in_the_clear(*what));
+        !has_option("--backend") && !dialogue.steps.iter().any(|step| is_tls(&step.deed))
+    };
+    if dialogue.way != Way::Tls {
+        // Written for that way, and for those alone in which a server is come to as late.
+        let is_alike = match (dialogue.way, way) {
+            // But that a child knows one end only.
+            (Way::Respawn, Way::TlsLate | Way::PlainLate) => {
+                !dialogue.steps.iter().any(|step| step.deed == Deed::SeesEnd(Side::Backend))
+            }
+            (Way::TlsLate, Way::PlainLate) => is_in_the_clear(),
+            (written, way) => written == way,
+        };
+        return is_alike.then(|| Dialogue { way, ..dialogue.clone() });
+    }
     let steps = match way {
         Way::Tls => Some(dialogue.steps.clone()),
         // Without TLS towards the backend nothing of it can fail.
-        Way::Plain => {
-            let is_tls = |deed: &Deed| matches!(deed, Deed::Backend(what) if !in_the_clear(*what));
-            (!has_option("--backend") && !dialogue.steps.iter().any(|step| is_tls(&step.deed)))
-                .then(|| dialogue.steps.clone())
-        }
+        Way::Plain => is_in_the_clear().then(|| dialogue.steps.clone()),
         Way::Keep => (!has_option("--backend") && !has_option("--replay")).then(|| kept(&dialogue.steps)).flatten(),
         Way::Respawn => (!has_option("--backend")).then(|| respawned(&dialogue.steps)).flatten(),
+        Way::TlsLate => late(&dialogue.steps),
+        Way::PlainLate => is_in_the_clear().then(|| late(&dialogue.steps)).flatten(),
         Way::Raw => {
             let no_options = ["--backend", "--replay", "--greeting", "--handshake"].into_iter().any(has_option);
             let steps = if no_options || !dialogue.certificate { None } else { untouched(&dialogue.steps) };
@@ -91,9 +101,18 @@ fn kept(steps: &[Step]) -> Option<Vec<Step>> {
     Some(kept)
 }
 
-/// A fresh child takes the backend's place: it greets and is replayed to when the client's TLS stands. `None`: the dialogue
-/// is about a backend that fails.
+/// A fresh child takes the backend's place, when the client's TLS stands.
 fn respawned(steps: &[Step]) -> Option<Vec<Step>> {
+    let mut steps = late(steps)?;
+    for step in steps.iter_mut().filter(|step| step.deed == Deed::SeesAbort(Side::Backend)) {
+        // A pipe has but one end.
+        step.deed = Deed::SeesEnd(Side::Backend);
+    }
+    Some(steps)
+}
+
+/// The server behind greets and is replayed to when the client's TLS stands. `None`: the dialogue is about a backend that fails.
+fn late(steps: &[Step]) -> Option<Vec<Step>> {
     let Some((asked, ready)) = handover(steps) else { return without_backend(steps) };
     if fails(steps, asked, ready) {
         return None;
@@ -101,13 +120,9 @@ fn respawned(steps: &[Step]) -> Option<Vec<Step>> {
     let (later, before): (Vec<Step>, Vec<Step>) =
         steps[asked..ready].iter().cloned().partition(|step| is_backends(&step.deed) || is_wait(&step.deed));
     let mut steps = [&steps[..asked], &before[..], &steps[ready..]].concat();
-    // Without a handshake it is never started.
+    // Without a handshake it hears nothing.
     if let Some(secured) = steps.iter().position(|step| step.deed == Deed::ClientTls) {
         steps.splice(secured + 1..secured + 1, later);
-    }
-    for step in steps.iter_mut().filter(|step| step.deed == Deed::SeesAbort(Side::Backend)) {
-        // A pipe has but one end.
-        step.deed = Deed::SeesEnd(Side::Backend);
     }
     Some(steps)
 }

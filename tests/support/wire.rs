@@ -182,6 +182,19 @@ impl Wire {
         let _ = rustix::net::sockopt::set_socket_linger(self.socket.input(), Some(Duration::ZERO));
     }
 
+    /// A PROXY header of version 2, and not an octet of what follows it.
+    pub(crate) fn proxy_header(&mut self) -> Result<Vec<u8>, String> {
+        let mut header = vec![0; 16];
+        self.socket.deadline = Some(Instant::now() + PATIENCE);
+        self.socket.read_exact(&mut header).map_err(|e| format!("no PROXY header: {e}"))?;
+        if !header.starts_with(b"\r\n\r\n\0\r\nQUIT\n\x21") {
+            return Err(format!("no PROXY header of version 2: {}", shown(&header)));
+        }
+        header.resize(16 + usize::from(u16::from_be_bytes([header[14], header[15]])), 0);
+        self.socket.read_exact(&mut header[16..]).map_err(|e| format!("half a PROXY header: {e}"))?;
+        Ok(header)
+    }
+
     /// The next octets must be `expected`.
     pub(crate) fn get(&mut self, expected: &[u8]) -> Result<(), String> {
         let deadline = Instant::now() + PATIENCE;

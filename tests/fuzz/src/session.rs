@@ -288,6 +288,7 @@ impl Owner {
                 self.event(|s, now| s.handle_handover_failed("not to be trusted".to_owned(), now));
             }
             (Phase::Start, _) => self.event(Session::handle_started),
+            (Phase::Tell, _) => self.event(Session::handle_told),
             (Phase::Commit, _) if written && self.peer(Side::Client).waiting.is_empty() => {
                 self.event(Session::handle_quiet);
             }
