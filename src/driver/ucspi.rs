@@ -23,7 +23,7 @@ use crate::session::{ChildEnd, EndReason, PolicyEnd};
 use crate::smtp::reply::Ours;
 use crate::sys::child::{self, Child};
 use crate::sys::dial::{Place, Target};
-use crate::sys::end::End;
+use crate::sys::end::{End, Registry};
 use crate::sys::holder::Holder;
 use crate::sys::sandbox::{self, Confined, Needs};
 use crate::sys::{inherited, privileges, signals};
@@ -190,7 +190,7 @@ impl Parted {
             terminations: Some(terminations),
             started,
         };
-        let conn = Conn::new(parts, poll.registry());
+        let conn = Conn::new(parts, &Registry::new(poll.registry(), 0));
         Ok(Self { poll, conn })
     }
 }

@@ -11,10 +11,10 @@
 
 use std::io;
 
-use mio::{Interest, Registry, Token};
+use mio::{Interest, Token};
 
 use crate::buffer::Buffer;
-use crate::sys::end::End;
+use crate::sys::end::{End, Registry};
 use crate::sys::splice;
 use crate::tls::{Leg, TlsError};
 

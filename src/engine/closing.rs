@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use mio::Registry;
-
 use crate::session::{ClientEnd, EndReason, Phase, Way, limits};
+use crate::sys::end::Registry;
 use crate::tls::Leg;
 
 use super::backend::Backend;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use log::trace;
 use mio::event::Event;
-use mio::{Interest, Registry, Token};
+use mio::{Interest, Token};
 use rustix::process::Pid;
 
 use crate::client_info::ClientInfo;
@@ -19,7 +19,7 @@ use crate::session::policy::RelayMode;
 use crate::session::{ClientEnd, EndReason, Phase, Policy, Session, Way};
 use crate::sys::child::Child;
 use crate::sys::dial::{Resolver, Target};
-use crate::sys::end::End;
+use crate::sys::end::{End, Registry};
 use crate::sys::holder::Holder;
 use crate::tls::Leg;
 use crate::variables::Variable;
@@ -31,7 +31,7 @@ use super::handover::{Dial, Secrets, Setups};
 use super::linger::Linger;
 use super::pump::Relay;
 use super::report::{self, Tally};
-use super::tokens::{BACKEND, CHILD_EXIT, CHILD_IN, CHILD_OUT, CLIENT_IN, CLIENT_OUT, SIGNALS, TLS_SERVER};
+use super::tokens::{BACKEND, CHILD_EXIT, CHILD_IN, CHILD_OUT, CLIENT_IN, CLIENT_OUT, RESOLVED, SIGNALS, TLS_SERVER};
 use super::ucspi_tls::TlsServer;
 
 /// What the dialogue is read into; larger replies of a child come in several reads.
@@ -148,7 +148,6 @@ pub struct Conn {
     pub(super) tally: Tally,
     pub(super) started: Instant,
     pub(super) trim: Option<Instant>,
-    pub(super) scratch: Box<[u8; SCRATCH]>,
 }
 
 impl Conn {
@@ -215,7 +214,6 @@ impl Conn {
             tally: Tally::default(),
             started: parts.started,
             trim: None,
-            scratch: Box::new([0; SCRATCH]),
         }
     }
 
@@ -224,15 +222,20 @@ impl Conn {
         self.session.handle_end(reason, Instant::now());
     }
 
+    /// The operator wants an end: the session says so where it can, and nobody who is on the way out is waited for any longer.
+    pub fn terminate(&mut self, now: Instant) {
+        self.session.handle_terminate(now);
+        self.dismissals.iter_mut().for_each(|dismissal| dismissal.hurry(now));
+    }
+
     /// Why the session ended, once it has.
     #[must_use]
     pub fn end(&self) -> Option<&EndReason> {
         self.session.end()
     }
 
-    /// Takes down what an event says; acting on it is [`Conn::drive`]'s.
-    pub fn note(&mut self, event: &Event) {
-        let token = event.token();
+    /// Takes down what an event says of the descriptor so called; acting on it is [`Conn::drive`]'s.
+    pub fn note(&mut self, token: Token, event: &Event) {
         // A child that is kept is the backend, its pipes still called as they were.
         let backend = self.backend.as_mut().and_then(|backend| backend.end_called(token));
         let end = match token {
@@ -253,7 +256,7 @@ impl Conn {
                 (None, None) => None,
             },
             SIGNALS => self.terminations.as_mut(),
-            // RESOLVED only wakes.
+            RESOLVED => self.resolver.end(),
             _ => None,
         };
         if let Some(end) = end {
@@ -283,8 +286,7 @@ impl Conn {
             // Read, or a second one would wake nobody: a signal that is pending is not raised again (signal(7)).
             let _ = end.read(&mut [0; 256]);
             end.readable = false;
-            self.session.handle_terminate(now);
-            self.dismissals.iter_mut().for_each(|dismissal| dismissal.hurry(now));
+            self.terminate(now);
         }
         self.tend_dismissals(now);
         self.trim(now);

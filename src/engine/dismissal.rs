@@ -5,10 +5,10 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use log::{debug, warn};
-use mio::{Interest, Registry};
+use mio::Interest;
 
 use crate::sys::child::Child;
-use crate::sys::end::End;
+use crate::sys::end::{End, Registry};
 
 use super::tokens::CHILD_EXIT;
 

@@ -5,10 +5,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mio::{Interest, Registry, Waker};
+use mio::Interest;
 
 use crate::sys::dial::{self, Address, Resolver, Target};
-use crate::sys::end::End;
+use crate::sys::end::{End, Registry};
 use crate::tls::{
     ClientConfig, Identity, Roots, ServerConfig, ServerName, TlsError, Trust, client_setup, server_name, server_setup,
 };
@@ -106,7 +106,7 @@ impl Dial {
     /// Goes on.
     pub(super) fn poll(&mut self, resolver: &mut Resolver, registry: &Registry, now: Instant) -> Dialled {
         if !self.is_resolved {
-            match resolver.poll(&self.target, || Waker::new(registry, RESOLVED)) {
+            match resolver.poll(&self.target, registry, RESOLVED) {
                 None => return Dialled::Wait,
                 Some(Ok(found)) => self.left = self.target.usable(found).into(),
                 Some(Err(error)) => self.last_error = format!("{}: {error}", self.target.place),

@@ -33,6 +33,7 @@ pub use ucspi_tls::TlsServer;
 
 use crate::error::exit;
 use crate::session::EndReason;
+use crate::sys::end::Registry;
 
 /// What the loop can be told at once; more waits in the kernel.
 const EVENTS: usize = 16;
@@ -46,7 +47,7 @@ pub fn run(poll: &mut Poll, conn: &mut Conn) -> io::Result<u8> {
     let mut has_failed = false;
     loop {
         let now = Instant::now();
-        let timeout = match conn.drive(poll.registry(), now) {
+        let timeout = match conn.drive(&Registry::new(poll.registry(), 0), now) {
             Driven::Over => return Ok(conn.end().map_or(exit::BUG, |reason| reason.exit_code())),
             Driven::Again => Some(core::time::Duration::ZERO),
             Driven::Wait => conn.deadline().map(|due| due.saturating_duration_since(now)),
@@ -62,7 +63,7 @@ pub fn run(poll: &mut Poll, conn: &mut Conn) -> io::Result<u8> {
             }
         }
         for event in &events {
-            conn.note(event);
+            conn.note(event.token(), event);
         }
     }
 }

@@ -20,12 +20,12 @@ impl Conn {
     }
 
     fn read_child(&mut self, now: Instant) -> bool {
-        let mut moved = false;
+        let (mut moved, mut scratch) = (false, [0; SCRATCH]);
         while self.session.wants_child() {
             let Some(out) = self.child_out.as_mut().filter(|out| out.readable) else { break };
-            match out.read(&mut self.scratch[..]) {
+            match out.read(&mut scratch) {
                 Ok(None) => break,
-                Ok(Some(count)) if count > 0 => self.session.handle_child(&self.scratch[..count], now),
+                Ok(Some(count)) if count > 0 => self.session.handle_child(&scratch[..count], now),
                 Ok(Some(_)) | Err(_) => {
                     self.child_out = None;
                     self.session.handle_child_eof(now);
@@ -42,7 +42,7 @@ impl Conn {
         if is_tls && self.session.is_inside() {
             return self.read_client_tls(now);
         }
-        let mut moved = false;
+        let (mut moved, mut scratch) = (false, [0; SCRATCH]);
         // Not until nothing is left: timers and signals have their turn under a flood too.
         for _ in 0..READS {
             let Some(client) = self.client.as_mut().filter(|client| client.input.readable && !client.is_over) else {
@@ -52,7 +52,7 @@ impl Conn {
             if room == 0 {
                 break;
             }
-            match client.input.read(&mut self.scratch[..room]) {
+            match client.input.read(&mut scratch[..room]) {
                 Ok(None) => break,
                 Ok(Some(0)) => {
                     client.is_over = true;
@@ -60,7 +60,7 @@ impl Conn {
                 }
                 Ok(Some(count)) => {
                     self.tally.received += count as u64;
-                    self.session.handle_client(&self.scratch[..count], now);
+                    self.session.handle_client(&scratch[..count], now);
                 }
                 Err(_) => {
                     client.is_over = true;

@@ -4,11 +4,11 @@
 use std::time::Instant;
 
 use log::warn;
-use mio::{Interest, Registry};
+use mio::Interest;
 
 use crate::session::{BackendEnd, ChildEnd, ClientEnd, EndReason, Session};
 use crate::sys::child;
-use crate::sys::end::End;
+use crate::sys::end::{End, Registry};
 
 use super::backend::Backend;
 use super::bridge::{self, Received, Trouble};

@@ -5,10 +5,11 @@
 
 use std::time::Instant;
 
-use mio::{Interest, Registry};
+use mio::Interest;
 
 use crate::logging::escape;
 use crate::session::{BackendEnd, ClientEnd, EndReason, Phase, Session, Way};
+use crate::sys::end::Registry;
 use crate::sys::holder::Holder;
 use crate::tls::{Leg, TlsError};
 use crate::variables;

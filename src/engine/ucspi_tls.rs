@@ -6,12 +6,12 @@
 
 use std::time::Instant;
 
-use mio::{Interest, Registry};
+use mio::Interest;
 use rustix::process::Pid;
 
 use crate::session::EndReason;
 use crate::sys::child::Child;
-use crate::sys::end::End;
+use crate::sys::end::{End, Registry};
 use crate::variables::{self, Variable};
 
 use super::conn::{Client, Conn};

@@ -3,14 +3,16 @@
 use core::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
-use mio::Waker;
+use mio::{Interest, Token};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
+
+use super::end::{End, Registry};
 
 /// Where to dial.
 #[derive(Clone, Debug)]
@@ -59,11 +61,12 @@ impl fmt::Display for Address {
     }
 }
 
-/// The addresses of a target, as they become known. One for all dials of a session: its waker must outlive every wait of the
-/// loop (closing it takes the wake-up back), a loop can have but one, and a question that hangs is not asked again.
+/// The addresses of a target, as they become known. One for all dials of a session: what wakes it must outlive every wait of the
+/// loop (closing it takes the wake-up back), and a question that hangs is not asked again.
 #[derive(Debug, Default)]
 pub struct Resolver {
-    waker: Option<Arc<Waker>>,
+    /// Readable when an answer has come (eventfd(2)); the thread that asks has a copy of its own.
+    answered: Option<End>,
     asked: Option<Receiver<io::Result<Vec<Address>>>>,
 }
 
@@ -137,20 +140,16 @@ impl Resolver {
 
     /// The addresses of `target`, or `None` as long as they are not known: ask again when the loop was woken. Literals and
     /// `localhost` (RFC 6761 6.3) are known at once; for other names a thread asks the system's resolver, which may block
-    /// for long, and wakes the loop of `waker`.
+    /// for long, and then wakes the loop, which calls us `token`.
     ///
     /// # Errors
     /// The name has no address, or the question can't be asked.
-    pub fn poll(
-        &mut self,
-        target: &Target,
-        waker: impl FnOnce() -> io::Result<Waker>,
-    ) -> Option<io::Result<Vec<Address>>> {
+    pub fn poll(&mut self, target: &Target, registry: &Registry, token: Token) -> Option<io::Result<Vec<Address>>> {
         if let Some(known) = target.literal() {
             return Some(Ok(known));
         }
         if self.asked.is_none()
-            && let Err(error) = self.ask(target, waker)
+            && let Err(error) = self.ask(target, registry, token)
         {
             return Some(Err(error));
         }
@@ -163,18 +162,28 @@ impl Resolver {
         Some(answer)
     }
 
-    fn ask(&mut self, target: &Target, waker: impl FnOnce() -> io::Result<Waker>) -> io::Result<()> {
-        let waker = match &self.waker {
-            Some(waker) => waker.clone(),
-            None => self.waker.insert(Arc::new(waker()?)).clone(),
+    /// What the loop watches for us.
+    pub fn end(&mut self) -> Option<&mut End> {
+        self.answered.as_mut()
+    }
+
+    fn ask(&mut self, target: &Target, registry: &Registry, token: Token) -> io::Result<()> {
+        let answered = match &mut self.answered {
+            Some(answered) => answered,
+            None => {
+                let mut new = End::event(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?, token);
+                new.watch(registry, Interest::READABLE)?;
+                self.answered.insert(new)
+            }
         };
+        let waker = answered.as_fd().try_clone_to_owned()?;
         let Place::Tcp(host, port) = &target.place else { return Ok(()) };
         let name = (host.clone(), *port);
         let (sender, receiver) = channel();
         std::thread::Builder::new().name("resolver".to_owned()).spawn(move || {
             // Both fail only when the session has ended meanwhile.
             let _ = sender.send(name.to_socket_addrs().map(|found| found.map(Address::Tcp).collect()));
-            let _ = waker.wake();
+            let _ = rustix::io::write(&waker, &1_u64.to_ne_bytes());
         })?;
         self.asked = Some(receiver);
         Ok(())
@@ -185,7 +194,7 @@ impl Resolver {
 ///
 /// # Errors
 /// Why it does not.
-pub fn finish(socket: &impl std::os::fd::AsFd) -> io::Result<()> {
+pub fn finish(socket: &impl AsFd) -> io::Result<()> {
     sockopt::socket_error(socket)?.map_err(io::Error::from)
 }
 

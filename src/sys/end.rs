@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use mio::event::Event;
 use mio::unix::SourceFd;
-use mio::{Interest, Registry, Token};
+use mio::{Interest, Token};
 use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown, sockopt};
@@ -18,6 +18,25 @@ use super::raw;
 
 /// What a dialogue moves at a time. A pipe that is full of less wakes the pump when it is read.
 const LITTLE: usize = 4096;
+
+/// What a loop watches, in which one connection's descriptors are called from `first` on.
+#[derive(Clone, Copy, Debug)]
+pub struct Registry<'a> {
+    all: &'a mio::Registry,
+    first: usize,
+}
+
+impl<'a> Registry<'a> {
+    /// Of the connection whose tokens begin with `first`.
+    #[must_use]
+    pub fn new(all: &'a mio::Registry, first: usize) -> Self {
+        Self { all, first }
+    }
+
+    fn token(&self, own: Token) -> Token {
+        Token(self.first + own.0)
+    }
+}
 
 /// A watched descriptor.
 #[derive(Debug)]
@@ -127,8 +146,8 @@ impl End {
         }
         let raw = self.fd.as_raw_fd();
         let done = match self.watched {
-            None => registry.register(&mut SourceFd(&raw), self.token, wanted),
-            Some(_) => registry.reregister(&mut SourceFd(&raw), self.token, wanted),
+            None => registry.all.register(&mut SourceFd(&raw), registry.token(self.token), wanted),
+            Some(_) => registry.all.reregister(&mut SourceFd(&raw), registry.token(self.token), wanted),
         };
         match done {
             Ok(()) => {}
@@ -148,7 +167,7 @@ impl End {
         if self.watched.take().is_some() {
             let raw = self.fd.as_raw_fd();
             // Fails only for what epoll had refused.
-            let _ = registry.deregister(&mut SourceFd(&raw));
+            let _ = registry.all.deregister(&mut SourceFd(&raw));
         }
     }
 
