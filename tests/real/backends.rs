@@ -101,26 +101,6 @@ fn postfix_takes_a_letter_by_tls_1_3() {
     takes_a_letter(&stage, &identity, backend, |letter| maildir_holds(maildir, letter));
 }
 
-/// By its own account: the address that only the header can have told it.
-#[test]
-fn postfix_sees_the_clients_address_by_the_proxy_header() {
-    for version in ["v1", "v2"] {
-        let stage = Stage::new();
-        let (identity, child) = (Identity::self_signed(&stage, "own"), Queue::new(&stage, "child"));
-        let (backend, maildir) =
-            jail::postfix_with(&stage, &identity, "TLSv1.3", "smtpd_upstream_proxy_protocol = haproxy\n");
-        let mut argv = ["env", "TCPREMOTEIP=192.0.2.7", "TCPREMOTEPORT=4711"].map(std::ffi::OsString::from).to_vec();
-        argv.extend(wrapper(&identity, &["--send-proxy", version], backend, &MAILFRONT));
-        let at = tcpserver(&stage, "front", &argv, &child);
-        let text = letter("through-tls");
-        swaks(&stage, at, Mode::Tls13, &identity, &text);
-        maildir_holds(maildir, &text);
-        child.is_empty();
-        let log = std::fs::read_to_string(stage.path("postfix/mail.log")).expect("mail.log");
-        assert!(log.contains("connect from unknown[192.0.2.7]") && !log.contains("[127."), "{log}");
-    }
-}
-
 #[test]
 fn exim_takes_a_letter_by_tls_1_2() {
     let stage = Stage::new();

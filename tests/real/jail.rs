@@ -114,6 +114,18 @@ pub(crate) fn postfix_with(stage: &Stage, identity: &Identity, protocols: &str, 
 /// Exim with TLS on connect, delivering all to one maildir. `priorities` is GnuTLS' string.
 #[track_caller]
 pub(crate) fn exim(stage: &Stage, identity: &Identity, priorities: &str) -> (SocketAddrV4, PathBuf) {
+    exim_with(stage, identity, priorities, "", "accept")
+}
+
+/// The same with further lines in its main section, and with this for an ACL at RCPT.
+#[track_caller]
+pub(crate) fn exim_with(
+    stage: &Stage,
+    identity: &Identity,
+    priorities: &str,
+    more: &str,
+    rcpt: &str,
+) -> (SocketAddrV4, PathBuf) {
     let (jail, at) = (Jail::new(stage, "exim"), stage.unused_port());
     jail.admit(identity, EXIM);
     jail.folder("/test", EXIM, EXIM);
@@ -122,9 +134,9 @@ pub(crate) fn exim(stage: &Stage, identity: &Identity, priorities: &str) -> (Soc
         &format!(
             "primary_hostname = exim.example\nspool_directory = /test/spool\nlog_file_path = /test/%slog\npid_file_path = /test/pid\nnotifier_socket =\n\
              local_interfaces = {ip}\ndaemon_smtp_ports = {port}\ntls_on_connect_ports = {port}\ntls_advertise_hosts = *\n\
-             tls_certificate = /cert.pem\ntls_privatekey = /key.pem\ntls_require_ciphers = {priorities}\nacl_smtp_rcpt = accept\n\
-             acl_smtp_data = accept\ndeliver_drop_privilege\nhost_lookup =\nrfc1413_hosts =\nkeep_environment =\n\
-             begin acl\nbegin routers\nall:\n  driver = accept\n  transport = keep\nbegin transports\nkeep:\n  driver = appendfile\n  \
+             tls_certificate = /cert.pem\ntls_privatekey = /key.pem\ntls_require_ciphers = {priorities}\nacl_smtp_rcpt = rcpt\n\
+             acl_smtp_data = accept\ndeliver_drop_privilege\nhost_lookup =\nrfc1413_hosts =\nkeep_environment =\n{more}\
+             begin acl\nrcpt:\n  {rcpt}\nbegin routers\nall:\n  driver = accept\n  transport = keep\nbegin transports\nkeep:\n  driver = appendfile\n  \
              directory = /test/mail\n  maildir_format\n",
             ip = at.ip(),
             port = at.port()

@@ -14,6 +14,7 @@ mod injection;
 mod jail;
 mod letter;
 mod privileges;
+mod proxy;
 mod readme;
 mod relay;
 mod s6;
