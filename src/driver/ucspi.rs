@@ -130,7 +130,11 @@ fn tls_server(config: &Config) -> Result<Option<TlsServer>, Fatal> {
     if !config.policy.way.is_ucspi_tls() {
         return Ok(None);
     }
-    let [control, input, output] = inherited::tls_server(|name| std::env::var_os(name)).map_err(Fatal::Usage)?;
+    let [control, input, output] =
+        inherited::tls_server(|name| std::env::var_os(name)).map_err(|fatal| match fatal {
+            Fatal::System(deed, error) => turn_away(deed, error),
+            usage @ Fatal::Usage(_) => usage,
+        })?;
     let ends = || {
         let (input, output) = (End::shared(input, CLIENT_IN)?, End::shared(output, CLIENT_OUT)?);
         Ok(TlsServer { control: End::shared(control, TLS_SERVER)?, input, output, pid: inherited::only_child() })

@@ -15,7 +15,7 @@ use super::report::{self, Mode};
 
 /// How long what is owed may take to leave: a client that reads slowly still gets the end of what a server said before it
 /// closed; one that is thrown out gets its farewell or does not.
-fn patience(reason: Option<&EndReason>) -> Duration {
+pub(super) fn patience(reason: Option<&EndReason>) -> Duration {
     match reason {
         Some(EndReason::Over | EndReason::Backend(_) | EndReason::Child(_)) => limits::FLUSH,
         Some(_) | None => limits::LINGER,
@@ -41,7 +41,7 @@ impl Conn {
         self.dismiss(!was_behind_tls, registry, now);
         self.release_holder(registry, now);
         self.close_client(clean, now);
-        self.tls_control = None;
+        self.end_tls_handshake();
         self.release_tls_server(registry, now);
         self.tend_dismissals(now);
         self.dismissals.is_empty() && self.client.is_none()

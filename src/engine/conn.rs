@@ -32,7 +32,7 @@ use super::linger::Linger;
 use super::pump::Relay;
 use super::report::{self, Tally};
 use super::tokens::{BACKEND, CHILD_EXIT, CHILD_IN, CHILD_OUT, CLIENT_IN, CLIENT_OUT, RESOLVED, SIGNALS, TLS_SERVER};
-use super::ucspi_tls::TlsServer;
+use super::ucspi_tls::{TlsHandshake, TlsServer};
 
 /// What the dialogue is read into; larger replies of a child come in several reads.
 pub(super) const SCRATCH: usize = 8 * 1024;
@@ -125,7 +125,7 @@ pub struct Conn {
     pub(super) child_out: Option<End>,
     pub(super) holder: Option<Holder>,
     pub(super) tls_server: Option<TlsServer>,
-    pub(super) tls_control: Option<(End, Vec<u8>)>,
+    pub(super) tls_handshake: Option<TlsHandshake>,
     pub(super) tls_pid: Option<Pid>,
     pub(super) told: Vec<Variable>,
     pub(super) exit: Option<End>,
@@ -192,7 +192,7 @@ impl Conn {
             child_out,
             holder: parts.holder,
             tls_server,
-            tls_control: None,
+            tls_handshake: None,
             tls_pid: None,
             told: Vec::new(),
             exit: None,
@@ -250,9 +250,9 @@ impl Conn {
                 self.dismissals.iter_mut().filter_map(Dismissal::exit_end).for_each(|exit| exit.note(event));
                 self.exit.as_mut()
             }
-            TLS_SERVER => match (&mut self.tls_server, &mut self.tls_control) {
+            TLS_SERVER => match (&mut self.tls_server, &mut self.tls_handshake) {
                 (Some(server), _) => Some(&mut server.control),
-                (None, Some((control, _))) => Some(control),
+                (None, Some(handshake)) => Some(&mut handshake.control),
                 (None, None) => None,
             },
             SIGNALS => self.terminations.as_mut(),

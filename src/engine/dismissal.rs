@@ -63,9 +63,9 @@ impl Dismissal {
         Self { child, _stdout: stdout, exit, stage: Stage::Asked, due: now + patience, patience, is_reaped }
     }
 
-    /// Waits for one that ends by itself.
+    /// Waits for one that ends by itself, and kills it if it does not.
     pub(super) fn awaited(child: Child, patience: Duration, registry: &Registry, now: Instant) -> Self {
-        Self { stage: Stage::OutOfReach, ..Self::begin(child, None, None, false, patience, registry, now) }
+        Self { stage: Stage::Terminated, ..Self::begin(child, None, None, false, patience, registry, now) }
     }
 
     /// The end of the child, watched by the loop under [`CHILD_EXIT`].

@@ -236,7 +236,7 @@ impl Conn {
     }
 
     pub(super) fn secure_client(&mut self, now: Instant) -> bool {
-        if self.tls_control.is_some() {
+        if self.tls_handshake.is_some() {
             return self.await_tls_server(now);
         }
         let Some(client) = self.client.as_mut().filter(|client| client.input.readable) else { return false };

@@ -1,8 +1,10 @@
 //! The client's TLS done by the UCSPI-TLS server that we run under (s6-ucspitlsd, sslserver -n): it is told to begin, tells what
 //! it has agreed on, and from then on the client is a pair of pipes.
 //!
-//! Contract: our copies of the client's socket are gone, its flags given back, before the server is told `Y`: from then on only
-//! one reads it. A server that is gone before the 220 is a 454, behind it the end of a handshake that failed.
+//! Contract: before the server is told `Y` the client's flags are given back, and from then on only one reads it. A copy of its
+//! socket is kept as long as the handshake lasts, to cut it off if the session ends in there: the server knows nothing of our
+//! time-outs, and would be left with a client that is silent, uncounted by whoever started us. A server that is gone before the
+//! 220 is a 454, behind it the end of a handshake that failed.
 
 use std::time::Instant;
 
@@ -14,8 +16,10 @@ use crate::sys::child::Child;
 use crate::sys::end::{End, Registry};
 use crate::variables::{self, Variable};
 
+use super::closing;
 use super::conn::{Client, Conn};
 use super::dismissal::Dismissal;
+use super::tokens::CLIENT_IN;
 
 /// The most that it may tell: sslserver tells of certificates too.
 const MOST: usize = 64 * 1024;
@@ -33,6 +37,16 @@ pub struct TlsServer {
     pub pid: Option<Pid>,
 }
 
+/// The server, while it does the handshake.
+#[derive(Debug)]
+pub(super) struct TlsHandshake {
+    /// Its control socket, and what it has told there.
+    pub(super) control: End,
+    told: Vec<u8>,
+    /// The client's socket, to be cut off.
+    client: Option<End>,
+}
+
 impl Conn {
     /// Whether the server can still be told anything.
     pub(super) fn look_at_tls_server(&mut self) -> Result<(), String> {
@@ -48,15 +62,16 @@ impl Conn {
     /// The 220 is out: the server is told to begin.
     pub(super) fn start_tls_server(&mut self, registry: &Registry, now: Instant) {
         let Some(TlsServer { mut control, input, output, pid }) = self.tls_server.take() else { return };
-        if let Some(mut client) = self.client.take() {
+        let socket = self.client.take().and_then(|mut client| {
             client.input.unwatch(registry);
             client.output.unwatch(registry);
-        }
+            client.input.again(CLIENT_IN).ok()
+        });
         self.tls_pid = pid;
         let mut client = Client::new(input, output);
         let told = client.input.watch(registry, Interest::READABLE).and_then(|()| control.write(b"Y"));
         control.shut_down();
-        self.tls_control = Some((control, Vec::new()));
+        self.tls_handshake = Some(TlsHandshake { control, told: Vec::new(), client: socket });
         self.client = Some(client);
         if !matches!(told, Ok(Some(1))) {
             let why = "the UCSPI-TLS server takes no command".to_owned();
@@ -66,9 +81,10 @@ impl Conn {
 
     /// The server does the handshake, and tells when it is done.
     pub(super) fn await_tls_server(&mut self, now: Instant) -> bool {
-        let Some((control, told)) = self.tls_control.as_mut().filter(|(control, _)| control.readable) else {
+        let Some(handshake) = self.tls_handshake.as_mut().filter(|handshake| handshake.control.readable) else {
             return false;
         };
+        let TlsHandshake { control, told, .. } = handshake;
         let mut room = [0; 4096];
         let has_ended = match control.read(&mut room) {
             Ok(None) => return false,
@@ -83,20 +99,31 @@ impl Conn {
             self.session.handle_end(EndReason::Handshake(why), now);
         } else if has_ended || variables::is_whole(told) {
             self.told = variables::decode(told);
-            self.tls_control = None;
+            self.tls_handshake = None;
             self.session.handle_client_secured(now);
         }
         true
     }
 
-    /// There will be no TLS: the server, where it is our child, ends by itself and is reaped. It is not ours to kill.
+    /// The session is over: a handshake that is still under way is, too.
+    pub(super) fn end_tls_handshake(&mut self) {
+        if let Some(client) = self.tls_handshake.take().and_then(|handshake| handshake.client) {
+            client.cut_off();
+        }
+    }
+
+    /// There will be no TLS, or it is over: the server, where it is our child, ends by itself and is reaped. Behind TLS it has as
+    /// long as we would take to have the client read what is owed; then it is killed, or every client that never closes would
+    /// leave one behind that nobody counts.
     pub(super) fn release_tls_server(&mut self, registry: &Registry, now: Instant) {
         let waiting = self.tls_server.take().and_then(|server| server.pid);
         let is_over = self.client.is_none();
-        if let Some(pid) = waiting.or_else(|| self.tls_pid.take_if(|_| is_over)) {
-            let child = Child::inherited(pid);
-            let patience = self.policy.timeouts.farewell;
-            self.dismissals.push(Dismissal::awaited(child, patience, registry, now));
+        let (pid, patience) = match waiting {
+            Some(pid) => (Some(pid), self.policy.timeouts.farewell),
+            None => (self.tls_pid.take_if(|_| is_over), closing::patience(self.session.end())),
+        };
+        if let Some(pid) = pid {
+            self.dismissals.push(Dismissal::awaited(Child::inherited(pid), patience, registry, now));
         }
     }
 

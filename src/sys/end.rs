@@ -249,6 +249,13 @@ impl End {
         }
     }
 
+    /// Ends a socket for everyone who shares it: nothing more is read or written, by nobody.
+    pub fn cut_off(&self) {
+        if self.is_socket {
+            let _ = shutdown(&self.fd, Shutdown::Both);
+        }
+    }
+
     /// Makes the open file what it was for those who share it.
     fn give_back_flags(&mut self) {
         if let Some(flags) = self.restore.take() {

@@ -6,9 +6,11 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
 use rustix::process::Pid;
 
 use super::raw;
+use crate::error::Fatal;
 
 /// Where stderr is the client itself (an inetd passes one socket as 0, 1 and 2) it becomes `/dev/null`, for us and for the
 /// child, so that no log line is ever part of the dialogue. To be called before anything is said.
@@ -57,20 +59,26 @@ pub fn say_to_client(octets: &[u8]) {
 /// a variable's value.
 ///
 /// # Errors
-/// What is wrong, in words: a variable is not there, or names no descriptor of ours.
-pub fn tls_server(environment: impl Fn(&str) -> Option<OsString>) -> Result<[OwnedFd; 3], String> {
+/// A variable is not there, or names no descriptor of ours; or the system call's.
+pub fn tls_server(environment: impl Fn(&str) -> Option<OsString>) -> Result<[OwnedFd; 3], Fatal> {
+    let usage = |what: String| Err(Fatal::Usage(what));
     let mut numbers = Vec::with_capacity(3);
     for name in ["SSLCTLFD", "SSLREADFD", "SSLWRITEFD"] {
-        let word =
-            environment(name).ok_or_else(|| format!("{name} is not set: run under s6-ucspitlsd or sslserver -n"))?;
+        let Some(word) = environment(name) else {
+            return usage(format!("{name} is not set: run under s6-ucspitlsd or sslserver -n"));
+        };
         let number = word.to_str().and_then(|word| word.parse::<i32>().ok()).filter(|number| *number > 2);
         match number.filter(|number| !numbers.contains(number)) {
             Some(number) => numbers.push(number),
-            None => return Err(format!("{name} must be the number of a descriptor, not {word:?}")),
+            None => return usage(format!("{name} must be the number of a descriptor, not {word:?}")),
         }
     }
-    let taken =
-        |at: usize| raw::take_inherited(numbers[at]).map_err(|error| format!("descriptor {}: {error}", numbers[at]));
+    let taken = |at: usize| {
+        raw::take_inherited(numbers[at]).map_err(|error| match Errno::from_io_error(&error) {
+            Some(Errno::BADF) => Fatal::Usage(format!("descriptor {}: {error}", numbers[at])),
+            _ => Fatal::System("take over a descriptor of the UCSPI-TLS server", error),
+        })
+    };
     Ok([taken(0)?, taken(1)?, taken(2)?])
 }
 

@@ -3,18 +3,24 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use starttls_wrapper::session::Way;
 use tempfile::TempDir;
 
 use crate::child::Child;
 use crate::door::{Door, Start, certificate, tls_client};
-use crate::steps::greet;
+use crate::steps::{all_of, greet};
 use crate::stream::wait_until;
 use crate::wire::{End, PATIENCE};
 
 /// The program under the server in this mode, its child, and the process of the server.
 fn under_server(mode: &str, way: Way) -> (Door, Child, Option<String>, TempDir) {
+    with_options(mode, way, &[])
+}
+
+fn with_options(mode: &str, way: Way, options: &[&str]) -> (Door, Child, Option<String>, TempDir) {
     let folder = TempDir::new().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     fs::write(path("cert.pem"), &certificate().certificate_pem).unwrap();
@@ -22,7 +28,7 @@ fn under_server(mode: &str, way: Way) -> (Door, Child, Option<String>, TempDir) 
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hostile/ucspi_tls_server.py");
     let (cert, key) = (path("cert.pem"), path("key.pem"));
     let through = ["/usr/bin/python3", "-I", script, mode, &cert, &key];
-    let door = Door::open(&Start { way, through: &through, ..Start::default() });
+    let door = Door::open(&Start { way, options, through: &through, ..Start::default() });
     let child = Child::accept(&door.puppets).unwrap_or_else(|why| panic!("{why}: {}", door.said()));
     let pid = door.pid().as_raw_nonzero();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
@@ -160,6 +166,70 @@ fn a_server_that_gives_up_behind_the_220_is_98_and_nothing_in_clear() {
     child.exit(0);
     assert_eq!(door.code(), 98);
     assert!(is_gone(&server.unwrap()));
+}
+
+/// The server has no time-out of its own, holds the client's connection, and is nobody whom we could end.
+#[test]
+fn a_client_silent_behind_the_220_is_cut_off() {
+    all_of(&["time-out", "SIGTERM"], |&how| {
+        let options = ["--handshake-timeout", if how == "SIGTERM" { "1000" } else { "1" }];
+        let (mut door, mut child, server, _folder) = with_options("apart", Way::UcspiTls, &options);
+        assert_eq!(server, None);
+        promise(&mut door, &mut child);
+        if how == "SIGTERM" {
+            door.kill(Signal::TERM);
+        }
+        let client = door.client.as_mut().unwrap();
+        assert_eq!(client.rest().unwrap().0, b"");
+        assert_eq!(child.rest().unwrap(), b"");
+        child.exit(0);
+        assert_eq!(door.code(), if how == "SIGTERM" { 0 } else { 99 });
+    });
+}
+
+/// Inside TLS, behind EHLO.
+fn relay(options: &[&str]) -> (Door, Child, String, TempDir) {
+    let (mut door, mut child, server, folder) = with_options("serve", Way::UcspiTls, options);
+    promise(&mut door, &mut child);
+    let client = door.client.as_mut().unwrap();
+    client.secure(tls_client()).unwrap();
+    client.send(b"EHLO client.example\r\n");
+    child.get(b"EHLO client.example\r\n").unwrap();
+    child.send(b"250 mail.example\r\n");
+    client.get(b"250 mail.example\r\n").unwrap();
+    (door, child, server.unwrap(), folder)
+}
+
+fn signal(pid: &str, signal: Signal) {
+    kill_process(Pid::from_raw(pid.parse().unwrap()).unwrap(), signal).unwrap();
+}
+
+/// As it is while a client reads slowly: the child's farewell has nothing to do with it.
+#[test]
+fn a_server_that_takes_its_time_may_say_what_is_owed() {
+    let (mut door, mut child, server, _folder) = relay(&["--farewell-timeout", "1"]);
+    signal(&server, Signal::STOP);
+    child.send(b"221 Bye\r\n");
+    child.exit(0);
+    assert!(wait_until(PATIENCE, || door.said().contains("end=\"over\"")), "{}", door.said());
+    assert!(!wait_until(Duration::from_secs(2), || !Path::new(&format!("/proc/{server}")).exists()));
+    signal(&server, Signal::CONT);
+    let client = door.client.as_mut().unwrap();
+    client.get(b"221 Bye\r\n").unwrap();
+    assert_eq!(client.get_end(), Ok(End::Clean));
+    client.end();
+    assert_eq!(door.code(), 0);
+    assert!(is_gone(&server));
+}
+
+/// It waits for a close_notify that never comes.
+#[test]
+fn a_server_whose_client_never_closes_is_not_left_behind() {
+    let (mut door, mut child, server, _folder) = relay(&["--relay-timeout", "1"]);
+    assert_eq!(child.rest().unwrap(), b"");
+    child.exit(0);
+    assert_eq!(door.code(), 99);
+    assert!(is_gone(&server));
 }
 
 #[test]

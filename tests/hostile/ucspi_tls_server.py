@@ -4,7 +4,8 @@ It makes a control socket and two pipes, forks, and becomes PROG, which finds th
 half waits for `y` or `Y`, speaks TLS on descriptors 0 and 1 from then on, and moves what is inside through the pipes; after `Y` it tells
 VARIABLE=VALUE NUL ... NUL on the control socket when the handshake is done. The end of that socket instead ends it.
 
-MODE: serve; dead (it is gone before PROG begins); gives-up (it ends when it is asked to begin).
+MODE: serve; apart (the same, PROG's child it is not); dead (it is gone before PROG begins); gives-up (it ends when it is asked to
+begin).
 """
 
 import os
@@ -19,7 +20,11 @@ from_tls, into_prog = os.pipe()
 from_prog, into_tls = os.pipe()
 
 waiting = os.fork()
+if not waiting and mode == "apart" and os.fork():
+    os._exit(0)
 if waiting:
+    if mode == "apart":
+        os.waitpid(waiting, 0)
     if mode == "dead":
         os.waitid(os.P_PID, waiting, os.WEXITED | os.WNOWAIT)
     for descriptor in (ours.fileno(), into_prog, from_prog):
@@ -27,7 +32,7 @@ if waiting:
     for name, descriptor in (("SSLCTLFD", theirs.fileno()), ("SSLREADFD", from_tls), ("SSLWRITEFD", into_tls)):
         os.set_inheritable(descriptor, True)
         os.environ[name] = str(descriptor)
-    os.execv(prog[0], prog)
+    os.execvp(prog[0], prog)
 
 for descriptor in (theirs.fileno(), from_tls, into_tls):
     os.close(descriptor)

@@ -19,15 +19,19 @@ import collections
 import concurrent.futures
 import itertools
 import os
+import pathlib
 import random
 import re
+import signal
+import subprocess
 import sys
 import time
 
 import session
 import signals
 from session import Session, check_letters
-from stage import MAILFRONT, WAYS, Broken, Stage, children_of, described, expect, limit
+from stage import MAILFRONT, Broken, Stage, children_of, described, expect, limit, wait_for
+from ways import WAYS
 
 ERRORS = ["EINTR", "EAGAIN", "EMFILE", "ENOMEM", "EPIPE", "ECONNRESET", "EIO"]
 MOST = 20
@@ -42,30 +46,31 @@ class Ground:
 
     def __init__(self, stage, way):
         self.stage, self.way = stage, way
-        self.plain = stage.queue(f"{way}-plain")
-        self.tls = stage.queue(f"{way}-tls") if WAYS[way] else self.plain
-        self.backend = stage.behind(way, self.tls, name=f"{way}-backend")
+        self.plain = stage.queue(f"{way.name}-plain")
+        self.tls = stage.queue(f"{way.name}-tls") if way.server else self.plain
+        self.backend = way.behind(stage, self.tls, name=f"{way.name}-backend")
         self.numbers = itertools.count(1)
 
     def modes(self):
-        """How letters come: what happens in clear has nothing to do with the way."""
-        return ("clear", "tls") if self.way == "tls" else ("tls",)
+        """How letters come: what happens in clear has to do with the way only where somebody is let go then."""
+        return ("clear", "tls") if self.way.name in ("tls", "respawn", "ucspi-tls") else ("tls",)
 
-    def wrapper(self, backend, prog=MAILFRONT):
-        return self.stage.wrapper(backend, *session.TIMERS, *session.TIMERS_OF[self.way], prog=prog, way=self.way)
+    def wrapper(self, backend, prog=MAILFRONT, through=()):
+        return self.way.wrapper(self.stage, backend, *self.way.timers(session.TIMERS), prog=prog, through=through)
 
-    def session(self, through=(), **more):
-        tag = f"{self.way}-{next(self.numbers)}"
-        return Session(self.stage, self.wrapper(self.backend), self.plain, through, tag, **more)
-
-    def deliver(self, by_tls, through=(), cut_is_due=None, stack_too_small=False, **more):
+    def deliver(self, by_tls, through=(), traced=(), cut_is_due=None, stack_too_small=False):
         """One letter; the verdict. `cut_is_due(session)` says whether an end without a word in the dialogue was to be expected."""
-        run = self.session(through, **more)
+        if traced:
+            through = HELD if self.way.under else ["strace", *traced]
+        run = Session(self.stage, self.wrapper(self.backend, through=through), self.plain, f"{self.way.name}-{next(self.numbers)}")
+        tracer = traced and self.way.under and attach(run.process.pid, traced)
         mark = f"Subject: run {run.tag} of {os.getpid()}\r\n".encode()
         letter = mark + b"\r\n" + b"\n".join(b"..line %d\r" % n for n in range(200)) + b"\n"
         try:
             verdict, accepted = run.deliver(letter, by_tls)
             code, seconds = run.wait()
+            if tracer:
+                tracer.wait(5)
             if code in ABORTS:
                 return self.aborted(run, code, stack_too_small)
             check_orphans(run)
@@ -92,7 +97,8 @@ class Ground:
 
 
 def check_orphans(run):
-    """The program is gone: so is its child, reaped."""
+    """The program is gone: so is its child, reaped. A UCSPI-TLS server, which under strace is not its child, may take its time."""
+    signals.wait_for_end(run, signals.SERVER)
     left = []
     for pid in children_of(os.getpid()):
         try:
@@ -113,14 +119,26 @@ def check_orphans(run):
 
 # ---- system calls
 
+# A strace before the program would hold the descriptors by whose end a UCSPI-TLS server is told to go: there it comes from outside.
+HELD = ["sh", "-c", 'kill -STOP $$; exec "$@"', "sh"]
+
+
+def attach(pid, options):
+    wait_for("the program to be held", lambda: described(pid).endswith("T"), 5)
+    tracer = subprocess.Popen(["strace", *map(str, options), "-p", str(pid)], stderr=subprocess.DEVNULL)
+    wait_for("strace", lambda: "TracerPid:\t0\n" not in pathlib.Path(f"/proc/{pid}/status").read_text(), 5)
+    os.kill(pid, signal.SIGCONT)
+    return tracer
+
+
 def trace_options(name, error, nth, log):
-    return ["strace", "-o", log, "-e", "signal=none", "-e", f"trace={name}", "-e", f"inject={name}:error={error}:when={nth}"]
+    return ["-o", log, "-e", "signal=none", "-e", f"trace={name}", "-e", f"inject={name}:error={error}:when={nth}"]
 
 
 def calls_made(ground, by_tls):
     """Name and number of the system calls of a session without faults."""
     log = ground.stage.folder / "clean.trace"
-    verdict = ground.deliver(by_tls, ["strace", "-o", log])
+    verdict = ground.deliver(by_tls, traced=["-o", log])
     expect(verdict == "right", "a session without faults:", verdict)
     counted = collections.Counter(line.split("(")[0].split()[0] for line in log.read_text().splitlines() if line.strip())
     return {name: count for name, count in counted.items() if name not in NOT_OURS}
@@ -136,14 +154,14 @@ def call_cases(ground):
 
 def run_call(ground, name, detail):
     mode, error, nth = detail
-    log = ground.stage.folder / f"{ground.way}-{mode}-{name}-{error}-{nth}.trace"
+    log = ground.stage.folder / f"{ground.way.name}-{mode}-{name}-{error}-{nth}.trace"
 
     def cut_is_due(_):
         """It was the client's own connection, descriptor 0 or 1, that broke."""
         injected = [line for line in log.read_text(errors="replace").splitlines() if "(INJECTED)" in line]
         return any(re.match(r"\w+\((0|1)\b", line) or re.match(r"splice\(\d+, NULL, (0|1)\b", line) for line in injected)
 
-    verdict = ground.deliver(mode == "tls", trace_options(name, error, nth, log), cut_is_due)
+    verdict = ground.deliver(mode == "tls", traced=trace_options(name, error, nth, log), cut_is_due=cut_is_due)
     log.unlink(missing_ok=True)
     return verdict
 
@@ -170,7 +188,8 @@ def run_limit(ground, name, detail):
         """So little memory that the program can't even begin."""
         return name in ("as", "data", "stack") and not run.said()
 
-    return ground.deliver(mode == "tls", ["prlimit", f"--{name}={value}"], cut_is_due, name == "stack" and value < 64 << 10)
+    through = ["prlimit", f"--{name}={value}"]
+    return ground.deliver(mode == "tls", through, cut_is_due=cut_is_due, stack_too_small=name == "stack" and value < 64 << 10)
 
 
 RUNNERS = {"calls": run_call, "limits": run_limit, "signals": signals.run}
@@ -193,7 +212,7 @@ def main():
     table, broken, started = collections.defaultdict(collections.Counter), [], time.monotonic()
     with Stage() as stage:
         stage.certificate()
-        grounds = {way: Ground(stage, way) for way in WAYS}
+        grounds = {name: Ground(stage, way) for name, way in WAYS.items()}
         cases = [(way, *case) for way, ground in grounds.items() for kind in options.kinds or CASES for case in CASES[kind](ground)]
         if options.only:
             cases = [case for case in cases if re.search(options.only, told(case))]
@@ -215,11 +234,11 @@ def main():
                 if why:
                     broken.append(f"{told(case)}: {why}")
                     print(broken[-1], flush=True)
-    print(f"{'':34}" + "".join(f"{verdict:>8}" for verdict in VERDICTS))
+    print(f"{'':45}" + "".join(f"{verdict:>8}" for verdict in VERDICTS))
     for (way, kind, name), counted in sorted(table.items()):
-        print(f"{way:7}{kind:9}{name:18}" + "".join(f"{counted[verdict] or '':>8}" for verdict in VERDICTS))
+        print(f"{way:18}{kind:9}{name:18}" + "".join(f"{counted[verdict] or '':>8}" for verdict in VERDICTS))
     sums = [sum(counted[verdict] for counted in table.values()) for verdict in VERDICTS]
-    print(f"{'in all':16}{sum(sums):<18}" + "".join(f"{number:>8}" for number in sums))
+    print(f"{'in all':27}{sum(sums):<18}" + "".join(f"{number:>8}" for number in sums))
     print(f"{time.monotonic() - started:.0f} s; {len(broken)} broken")
     sys.exit(1 if broken else 0)
 

@@ -6,8 +6,13 @@
 #   stopped         stops itself before its greeting and is the server that the rest of the arguments name once it is continued
 #   stopped-behind-greeting   the same after its greeting; then it knows QUIT and nothing else
 #   stopped-at-reset          stops itself when it is told RSET
+#   fresh MODE                MODE where it is told of a client's TLS, else it knows these few commands
 mode=$1
 shift
+if [ "$mode" = fresh ]; then
+  [ -z "${SSL_PROTOCOL-}" ] || mode=$1
+  shift
+fi
 say() { printf '%s\r\n' "$*"; }
 case $mode in
 stopped) kill -STOP $$; exec "$@" ;;

@@ -7,6 +7,7 @@ import sys
 import threading
 
 from stage import MAILFRONT
+from ways import WAYS
 
 RIG = pathlib.Path(__file__).resolve().parent
 
@@ -73,18 +74,18 @@ class Wrapper(Server):
     """This program, with another PROG behind it where the way has a backend."""
 
     name = "starttls-wrapper"
-    SHORT = [f"--{timer}=2" for timer in ("snoop-timeout", "snoop-total", "handshake-timeout", "relay-timeout")]
+    SHORT = {"snoop-timeout": 2, "snoop-total": 2, "handshake-timeout": 2, "relay-timeout": 2}
 
-    def __init__(self, stage, way="tls"):
+    def __init__(self, stage, way=WAYS["tls"]):
         super().__init__(stage)
         self.way = way
-        if way != "tls":
-            self.name += f"-{way}"
+        if way.name != "tls":
+            self.name += f"-{way.name}"
 
     def start(self, name, queues, prog, timers):
-        backend = self.stage.behind(self.way, queues[1], prog, f"{name}-backend")
-        options = self.SHORT if timers else ["--handshake-timeout=60"]
-        return self.stage.tcpserver(name, self.stage.wrapper(backend, *options, prog=prog, way=self.way), queues[0])
+        backend = self.way.behind(self.stage, queues[1], prog, f"{name}-backend")
+        options = self.way.timers(self.SHORT if timers else {"handshake-timeout": 60})
+        return self.stage.tcpserver(name, self.way.wrapper(self.stage, backend, *options, prog=prog), queues[0])
 
 
 class Leaky(Server):

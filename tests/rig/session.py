@@ -24,12 +24,8 @@ import stage as rig
 from smtp import CONTEXT
 from stage import Broken, children_of, described, expect
 
-TIMERS = ["--replay-timeout=2", "--handshake-timeout=2", "--relay-timeout=2", "--snoop-timeout=4", "--snoop-total=6", "--farewell-timeout=1"]
-TIMERS_OF = {  # those that say something in this way alone
-    "tls": ["--dial-timeout=2", "--backend-handshake-timeout=2", "--greeting-timeout=2"],
-    "plain": ["--dial-timeout=2", "--greeting-timeout=2"],
-    "keep": [],
-}
+TIMERS = {"snoop-timeout": 4, "snoop-total": 6, "dial-timeout": 2, "backend-handshake-timeout": 2, "greeting-timeout": 2, "replay-timeout": 2}
+TIMERS |= {"handshake-timeout": 2, "relay-timeout": 2, "farewell-timeout": 1}
 LATEST = 14.0  # several of these timers may follow each other
 BUSY = 1.5  # seconds of a processor
 
@@ -49,7 +45,7 @@ class Refused(Exception):
 class Session:
     """The program, running, and its client."""
 
-    def __init__(self, stage, argv, queue, through=(), tag="", environment=None, prepare=None):
+    def __init__(self, stage, argv, queue, tag=""):
         self.stage, self.queue, self.tag = stage, queue, tag
         with socket.create_server((stage.address, 0)) as listener:
             self.client = socket.create_connection(listener.getsockname())
@@ -57,11 +53,11 @@ class Session:
         self.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.log = stage.folder / f"session-{tag}.txt"
         ucspi = {"PROTO": "TCP", "TCPREMOTEIP": stage.address, "TCPREMOTEPORT": str(port), "TCPLOCALIP": stage.address}
-        environment = {**stage.environment, **ucspi, "QUEUEDIR": str(queue.folder), **(environment or {})}
+        environment = {**stage.environment, **ucspi, "QUEUEDIR": str(queue.folder)}
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                [str(part) for part in (*through, *argv)], stdin=served, stdout=served, stderr=log, env=environment,
-                cwd=stage.folder, start_new_session=True, preexec_fn=prepare)
+                [str(part) for part in argv], stdin=served, stdout=served, stderr=log, env=environment, cwd=stage.folder,
+                start_new_session=True)
         served.close()
         self.deadline = time.monotonic() + LATEST
         self.phase = "snoop"

@@ -1,13 +1,16 @@
-"""KILL, TERM and STOP for the program, PROG and the backend, in each state of a session with real processes.
+"""KILL, TERM and STOP for the program, PROG, the backend, the process that waits to become PROG, and the UCSPI-TLS server, in each
+state of a session with real processes.
 
-A stopped program is continued, and the session must go on where it was. A stopped PROG or backend is silent, and a timer must end
-that. Whatever was hit: the client is not left hanging, hears nothing but whole replies or TLS, and in the end the program, its PROG and
-the backend's are gone, PROG reaped.
+A stopped program is continued, and the session must go on where it was. All others, stopped, are silent, and a timer must end that; a
+UCSPI-TLS server, which alone holds the client then, is continued when the program has ended. Whatever was hit: the client is not left
+hanging, hears nothing but whole replies or TLS, and in the end the program, its PROG and the backend's are gone, PROG reaped.
 """
 
 import contextlib
 import os
+import pathlib
 import signal
+import threading
 import time
 
 from servers import RIG
@@ -21,6 +24,10 @@ RIG_PROG = str(RIG / "prog.sh")
 STOPPED = [RIG_PROG, "stopped", *MAILFRONT]
 STOPPED_LATER = [RIG_PROG, "stopped-behind-greeting"]
 STOPPED_AT_RESET = [RIG_PROG, "stopped-at-reset"]
+FRESH_STOPPED = [RIG_PROG, "fresh", "stopped", *MAILFRONT]
+FRESH_STOPPED_LATER = [RIG_PROG, "fresh", "stopped-behind-greeting"]
+STOPS = (STOPPED, STOPPED_AT_RESET, FRESH_STOPPED, FRESH_STOPPED_LATER)
+SERVER = "python3"
 
 
 def greeted(run):
@@ -89,21 +96,47 @@ STATES = {
 }
 
 
-# By way; those without TLS are the same in each. PROG that is kept can be hit where the backend was.
+def without_backend(*more):
+    """PROG that is kept can be hit where the backend was, and more."""
+    return {
+        "replay": (asked, STOPPED_AT_RESET, None, ["program", "prog", *more]),
+        "client's handshake": (switched, PROG, None, ["program", "prog", *more]),
+        "gate": (inside, PROG, None, ["program", "prog", *more]),
+        "relay inside TLS": (in_text_inside, PROG, None, ["program", "prog", *more]),
+    }
+
+
+def respawning(*more):
+    """The fresh PROG can be, and the process that waits to become it."""
+    return {
+        "dialogue": (helloed, PROG, None, ["program", "prog", "waiting", *more]),
+        "client's handshake": (switched, PROG, None, ["program", "waiting", *more]),
+        "fresh greeting": (inside, FRESH_STOPPED, None, ["program", "prog", *more]),
+        "fresh replay": (inside, FRESH_STOPPED_LATER, None, ["program", "prog", *more]),
+        "gate": (inside, PROG, None, ["program", "prog", *more]),
+        "relay inside TLS": (in_text_inside, PROG, None, ["program", "prog", *more]),
+        "relay": (in_text, PROG, None, ["program", "prog"]),
+    }
+
+
+# By way; those without TLS are the same in each but where somebody is let go.
 STATES_OF = {
     "tls": STATES,
     "plain": {state: row for state, row in STATES.items() if row[0] in (asked, switched, inside, in_text_inside)},
-    "keep": {
-        "replay": (asked, STOPPED_AT_RESET, PROG, ["program", "prog"]),
-        "client's handshake": (switched, PROG, PROG, ["program", "prog"]),
-        "gate": (inside, PROG, PROG, ["program", "prog"]),
-        "relay inside TLS": (in_text_inside, PROG, PROG, ["program", "prog"]),
+    "keep": without_backend(),
+    "respawn": respawning(),
+    "raw": {
+        "client's handshake": (switched, PROG, PROG, ["program"]),  # the backend's is not begun
+        "muted greeting": (inside, PROG, STOPPED, ["program", "backend"]),
+        "relay inside TLS": (in_text_inside, PROG, PROG, ["program", "backend"]),
     },
+    "ucspi-tls": without_backend("server") | {"dialogue": (helloed, PROG, None, ["program", "prog", "server"])},
+    "ucspi-tls-respawn": respawning("server"),
 }
 
 
 def cases(ground):
-    states = STATES_OF[ground.way].items()
+    states = STATES_OF[ground.way.name].items()
     return [("signals", state, (who, name)) for state, (*_, hit) in states for who in hit for name in SIGNALS]
 
 
@@ -111,15 +144,31 @@ def is_stopped(pid):
     return described(pid).endswith("T")
 
 
+def called(pid):
+    with contextlib.suppress(OSError):
+        return pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
+
+
+def child_of(one, who):
+    """The one child that is PROG, or waits to become it, or is the UCSPI-TLS server; nothing as long as that is not clear."""
+    kinds = {SERVER: "server", called(one.process.pid): "waiting"}
+    children = {pid: kinds.get(called(pid), "prog") for pid in children_of(one.process.pid)}
+    if one.tls and who == "prog" and "waiting" in children.values():
+        return None  # the fresh one is meant
+    found = [pid for pid, kind in children.items() if kind == who]
+    return found[0] if len(found) == 1 else None
+
+
 def run(ground, state, detail):
     """The verdict of one case."""
     who, name = detail
-    reach, prog, backend_prog, _ = STATES_OF[ground.way][state]
+    reach, prog, backend_prog, _ = STATES_OF[ground.way.name][state]
     stage = ground.stage
-    tag = f"{ground.way}-signal-{next(ground.numbers)}"
-    port = stage.behind(ground.way, ground.tls, backend_prog or PROG, tag)
+    tag = f"{ground.way.name}-signal-{next(ground.numbers)}"
+    port = ground.way.behind(stage, ground.tls, backend_prog or PROG, tag)
     backend = stage.daemons.get(tag)
-    if backend_prog is None:
+    if backend and backend_prog is None:
         os.kill(backend.pid, signal.SIGSTOP)  # the kernel still accepts connections for it
     one = Session(stage, ground.wrapper(port, prog), ground.plain, tag=tag)
     try:
@@ -129,20 +178,25 @@ def run(ground, state, detail):
             raise Broken(f"the state is not reached: {why!r}") from None
         targets = {
             "program": lambda: one.process.pid,
-            "prog": lambda: next(iter(children_of(one.process.pid)), None),
+            **{kind: lambda kind=kind: child_of(one, kind) for kind in ("prog", "waiting", "server")},
             "backend": lambda: backend.pid if backend_prog is None else next(iter(children_of(backend.pid)), None),
         }
         pid = wait_for(f"the {who}", targets[who], 5)
         settle(backend, one, prog, backend_prog)
         stopped = [pid for pid in children_of(one.process.pid) if is_stopped(pid)]
-        os.kill(pid, SIGNALS[name])
+        try:
+            os.kill(pid, SIGNALS[name])
+        except ProcessLookupError:
+            raise Broken(f"the {who} was gone before it was hit") from None
         if name == "STOP" and who == "program":
             wait_for("it to stop", lambda: is_stopped(pid), 5)
             os.kill(pid, signal.SIGCONT)
         if name == "KILL" and who == "program":
             for each in stopped:  # or nothing would ever make it notice
                 os.kill(each, signal.SIGCONT)
-        verdict = follow(one)
+        if name == "STOP" and who == "server":
+            threading.Thread(target=continue_behind, args=(one.process.pid, pid), daemon=True).start()
+        verdict = follow(one, GOES_ON.get(state) if who in ("waiting", "server") else None)
         one.wait()
         wait_for_end(one)
         return verdict
@@ -167,16 +221,38 @@ def reads_signals(pid):
 def settle(backend, one, prog, backend_prog):
     """Waits until the program is at work, and the processes that stop themselves have."""
     wait_for("the program to read signals", lambda: reads_signals(one.process.pid), 5)
-    if prog in (STOPPED, STOPPED_AT_RESET):
+    if prog in STOPS:
         wait_for("PROG to stop", lambda: any(map(is_stopped, children_of(one.process.pid))), 5)
     if backend_prog in (STOPPED, STOPPED_LATER):
         wait_for("the backend to stop", lambda: any(map(is_stopped, below(backend.pid))), 5)
 
 
-def follow(one):
+def continue_behind(program, pid):
+    """Continues `pid` when the program has ended."""
+    with contextlib.suppress(Broken, OSError):
+        wait_for("the program to end", lambda: described(program)[-1:] in ("", "Z"), 2 * GONE)
+        os.kill(pid, signal.SIGCONT)
+
+
+def to_tls(one):
+    """From the dialogue."""
+    one.send(b"STARTTLS\r\n")
+    one.reply("220")
+    one.handshake()
+
+
+# What the client does then, where it would notice nothing otherwise.
+GOES_ON = {"dialogue": to_tls, "client's handshake": Session.handshake}
+
+
+def follow(one, goes_on=None):
     """What the client sees until the end: whole replies, or TLS."""
     verdict = "cut"
     try:
+        if goes_on:
+            with contextlib.suppress(Refused):
+                goes_on(one)
+            one.send(b"EHLO client.example\r\n")
         while True:
             try:
                 one.reply("220", "221", "250", "354", "500", "502", "503")
@@ -190,13 +266,13 @@ def follow(one):
         return verdict
 
 
-def wait_for_end(one):
-    """No process of the session is left, and none is a zombie but for those whose parent was killed."""
+def wait_for_end(one, name=None):
+    """No process of the session is left, and none is a zombie but for those whose parent was killed; none of this name, if one is given."""
     def left():
         found = []
         for pid in children_of(os.getpid()):
             with contextlib.suppress(OSError, ChildProcessError):
-                if os.getsid(pid) == one.process.pid:
+                if os.getsid(pid) == one.process.pid and name in (None, called(pid)):
                     if described(pid).endswith("Z"):
                         os.waitpid(pid, os.WNOHANG)
                     else:

@@ -24,6 +24,7 @@ import time
 from servers import RIG, Target
 from smtp import Client, deliver, tls_context
 from stage import Broken, Stage, below, described, expect, limit, many_files, wait_for
+from ways import WAYS
 
 WORKERS = 6
 GIB = 1 << 30
@@ -155,7 +156,7 @@ def sessions(stage, seconds):
     """The mixed sessions."""
     queues = {"clear": stage.queue("clear"), "tls": stage.queue("tls")}
     backend = stage.stunnel(queues["tls"])
-    port = stage.tcpserver("front", stage.wrapper(backend), queues["clear"])
+    port = stage.tcpserver("front", WAYS["tls"].wrapper(stage, backend), queues["clear"])
     target, tcpserver = Target("front", stage.address, port, []), stage.daemons["front"].pid
     janitor = Janitor(queues)
     janitor.start()
@@ -221,7 +222,7 @@ def transfer(stage, octets, by_tls):
     prog = [str(RIG / "prog.sh"), "hashing", str(octets)]
     name = f"bulk-{'tls' if by_tls else 'clear'}"
     backend = stage.stunnel(queue, prog, f"{name}-backend")
-    port = stage.tcpserver(name, stage.wrapper(backend, prog=prog), queue)
+    port = stage.tcpserver(name, WAYS["tls"].wrapper(stage, backend, prog=prog), queue)
     digest, block, sent, samples = hashlib.sha256(), bytearray(os.urandom(1 << 18)), 0, []
     with Client(Target(name, stage.address, port, []), 300) as client:
         if by_tls:

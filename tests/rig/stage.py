@@ -195,16 +195,6 @@ class Stage:
         return self.start(
             name, [*tcpserver, self.address, port, *argv], port, QUEUEDIR=str(queue.folder), **environment)
 
-    def behind(self, way, queue, prog=MAILFRONT, name="backend"):
-        """What goes on behind TLS in this way; its port, or None where it is PROG itself."""
-        start = WAYS[way]
-        return start and start(self, queue, prog, name)
-
-    def wrapper(self, backend, *options, prog=MAILFRONT, way="tls"):
-        """`starttls-wrapper --way WAY --cert C --key K OPTIONS... HOST PORT PROG...`, without HOST PORT where there is no backend."""
-        place = [] if backend is None else [self.address, backend]
-        return [program(), "--way", way, "--cert", self.cert, "--key", self.key, *options, *place, *prog]
-
     def sessions(self, name):
         """The processes that belong to the sessions of a server."""
         return below(self.daemons[name].pid)
@@ -218,14 +208,6 @@ class Stage:
         """Those of them that are still running."""
         self.reap()
         return self.adopted()
-
-
-# Each way of the program, and the server that goes on behind TLS there.
-WAYS = {
-    "tls": Stage.stunnel,
-    "plain": lambda stage, queue, prog, name: stage.tcpserver(name, prog, queue),
-    "keep": None,
-}
 
 
 class Queue:

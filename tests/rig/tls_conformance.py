@@ -22,6 +22,7 @@ from servers import Target
 from shim import Shim
 from smtp import Client, deliver, tls_context
 from stage import Broken, Stage, expect, limit, many_files, wait_for
+from ways import WAYS
 
 NO_FEATURE = "rustls has no such suite, group, signature or version, and says so by handshake_failure"
 OTHER_ALERT = "the connection ends by another fatal alert than tlsfuzzer expects"
@@ -266,7 +267,7 @@ def main():
     with Stage() as stage:
         stage.certificate(("rsa:2048",))
         plain, tls = stage.queue("plain"), stage.queue("tls")
-        port = stage.tcpserver("front", stage.wrapper(stage.stunnel(tls), "--handshake-timeout=10"), plain)
+        port = stage.tcpserver("front", WAYS["tls"].wrapper(stage, stage.stunnel(tls), "--handshake-timeout=10"), plain)
         target = Target("front", stage.address, port, [plain, tls])
         at = f"{stage.address}:{port}"
         for version in ("1.2", "1.3"):

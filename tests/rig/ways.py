@@ -1,0 +1,67 @@
+"""The ways of the program (`--way`), as the rigs set them up: what goes on behind TLS, whose TLS the client's is, and what time-outs can be set.
+
+Not here: `--mute`, which is no way of its own. It stands behind the TLS that `raw` leads to, and so is attacked with it.
+"""
+
+import collections.abc
+import dataclasses
+
+from stage import HOME, MAILFRONT, program
+
+UCSPI_TLS = ["/usr/bin/python3", "-I", HOME / "tests/hostile/ucspi_tls_server.py", "serve"]
+IN_CLEAR = {"snoop-timeout", "snoop-total", "relay-timeout", "farewell-timeout"}
+OF_CHILD = IN_CLEAR | {"handshake-timeout", "replay-timeout"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One way; its methods are given a Stage."""
+
+    name: str
+    time_outs: set  # those that say something here
+    server: collections.abc.Callable = None  # starts what is behind TLS, if that is not PROG itself; returns its port
+    ends_tls: bool = True  # the client's TLS is the program's own
+    under: tuple = ()  # what it is run under; its certificate and key follow
+    waits: bool = False  # a process waits to become PROG
+
+    def behind(self, stage, queue, prog=MAILFRONT, name="backend"):
+        """The port of what goes on behind TLS, or None where that is PROG itself."""
+        return self.server and self.server(stage, queue, prog, name)
+
+    def timers(self, seconds):
+        """The options for these time-outs, by name, as far as they say something here."""
+        return [f"--{name}={value}" for name, value in seconds.items() if name in self.time_outs]
+
+    def wrapper(self, stage, backend, *options, prog=MAILFRONT, through=()):
+        """The command line; `through` is what stands right before the program."""
+        identity = ["--cert", stage.cert, "--key", stage.key] if self.ends_tls else []
+        place = [] if backend is None else [stage.address, backend]
+        under = [*self.under, stage.cert, stage.key] if self.under else []
+        return [*under, *through, program(), "--way", self.name, *identity, *options, *place, *prog]
+
+
+def stunnel(stage, queue, prog, name):
+    return stage.stunnel(queue, prog, name)
+
+
+def in_the_clear(stage, queue, prog, name):
+    return stage.tcpserver(name, prog, queue)
+
+
+def stunnel_and_mute(stage, queue, prog, name):
+    """Whoever comes here was greeted by the program already."""
+    return stage.stunnel(queue, [program(), "--mute=always", *prog], name)
+
+
+WAYS = {
+    way.name: way
+    for way in (
+        Way("tls", OF_CHILD | {"dial-timeout", "backend-handshake-timeout", "greeting-timeout"}, stunnel),
+        Way("plain", OF_CHILD | {"dial-timeout", "greeting-timeout"}, in_the_clear),
+        Way("keep", OF_CHILD),
+        Way("respawn", OF_CHILD | {"greeting-timeout"}, waits=True),
+        Way("raw", IN_CLEAR | {"dial-timeout"}, stunnel_and_mute, ends_tls=False),
+        Way("ucspi-tls", OF_CHILD, ends_tls=False, under=tuple(UCSPI_TLS)),
+        Way("ucspi-tls-respawn", OF_CHILD | {"greeting-timeout"}, ends_tls=False, under=tuple(UCSPI_TLS), waits=True),
+    )
+}
