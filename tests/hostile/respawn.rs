@@ -32,6 +32,10 @@ fn is_gone(pid: Pid) -> bool {
     wait_until(PATIENCE, || !fs::exists(format!("/proc/{}", pid.as_raw_nonzero())).unwrap())
 }
 
+fn state(pid: Pid) -> String {
+    fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default()
+}
+
 fn of_environment(report: &Report, name: &str) -> Option<String> {
     report.environment.iter().find_map(|variable| Some(variable.strip_prefix(name)?.strip_prefix('=')?.to_owned()))
 }
@@ -103,7 +107,9 @@ fn a_session_without_tls_releases_what_waits_and_leaves_no_zombie() {
 #[test]
 fn what_waits_and_dies_before_starttls_is_a_454() {
     let mut standing = Standing::at(At::Snoop, &RESPAWN);
-    kill_process(holder(&standing), Signal::KILL).unwrap();
+    let holder = holder(&standing);
+    kill_process(holder, Signal::KILL).unwrap();
+    assert!(wait_until(PATIENCE, || state(holder).contains(") Z ")));
     let client = standing.door.client.as_mut().unwrap();
     client.send(b"STARTTLS\r\n");
     client.get(b"454 4.7.0 TLS not available\r\n").unwrap();
@@ -180,7 +186,7 @@ fn a_killed_wrapper_leaves_nobody_waiting() {
         standing.door.kill(Signal::KILL);
         standing.door.wait().unwrap();
         // Somebody else reaps it; where nobody does, it is a zombie, which waits for nothing.
-        let state = || fs::read_to_string(format!("/proc/{}/stat", holder.as_raw_nonzero())).unwrap_or_default();
+        let state = || state(holder);
         assert!(wait_until(PATIENCE, || state().is_empty() || state().contains(") Z ")), "{}", state());
         standing.child.exit(0);
     });
