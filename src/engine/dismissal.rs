@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use log::{debug, warn};
 use mio::Interest;
 
+use crate::session::limits;
 use crate::sys::child::Child;
 use crate::sys::end::{End, Registry};
 
@@ -63,9 +64,11 @@ impl Dismissal {
         Self { child, _stdout: stdout, exit, stage: Stage::Asked, due: now + patience, patience, is_reaped }
     }
 
-    /// Waits for one that ends by itself, and kills it if it does not.
+    /// Waits for one that ends by itself, and kills it if it does not. Where its end can't be watched it is not waited for in vain.
     pub(super) fn awaited(child: Child, patience: Duration, registry: &Registry, now: Instant) -> Self {
-        Self { stage: Stage::Terminated, ..Self::begin(child, None, None, false, patience, registry, now) }
+        let begun = Self::begin(child, None, None, false, patience, registry, now);
+        let due = if begun.exit.is_some() { begun.due } else { now + patience.min(limits::LINGER) };
+        Self { stage: Stage::Terminated, due, ..begun }
     }
 
     /// The end of the child, watched by the loop under [`CHILD_EXIT`].

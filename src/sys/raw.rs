@@ -42,7 +42,8 @@ pub(super) fn fork() -> io::Result<Option<Pid>> {
     // before the resolver could be asked.
     match unsafe { libc::fork() } {
         0 => Ok(None),
-        pid => Pid::from_raw(pid).filter(|_| pid > 0).map(Some).ok_or_else(io::Error::last_os_error),
+        pid @ 1.. => Ok(Pid::from_raw(pid)),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -1,5 +1,7 @@
 //! A system that gives too little: descriptors, processes, memory.
 
+use starttls_wrapper::session::Way;
+
 use crate::door::{Door, Start, tls_client};
 use crate::steps::all_of;
 use crate::trace::Trace;
@@ -77,12 +79,16 @@ fn with_few_descriptors_a_session_works_or_ends_in_order() {
 fn without_a_process_left_there_is_a_421() {
     // Root has no such limit; anybody else has.
     let uid = rustix::process::getuid().is_root().then_some(65534);
-    let start = Start { through: &["/usr/bin/prlimit", "--nproc=0"], uid, certificate: false, ..Start::default() };
-    let mut door = Door::open(&start);
-    let client = door.client.as_mut().unwrap();
-    client.get(b"421 4.3.0 Mail server not available\r\n").unwrap_or_else(|why| panic!("{why}; {}", door.said()));
-    door.client = None;
-    assert_eq!(door.code(), 111);
+    for way in [Way::Tls, Way::Respawn] {
+        // With a certificate the place of a fresh child is the first process that there is not.
+        let certificate = way == Way::Respawn;
+        let start = Start { through: &["/usr/bin/prlimit", "--nproc=0"], uid, certificate, way, ..Start::default() };
+        let mut door = Door::open(&start);
+        let client = door.client.as_mut().unwrap();
+        client.get(b"421 4.3.0 Mail server not available\r\n").unwrap_or_else(|why| panic!("{why}; {}", door.said()));
+        door.client = None;
+        assert_eq!(door.code(), 111);
+    }
 }
 
 #[test]

@@ -13,9 +13,9 @@ use crate::letter::{Queue, letter, long_letter};
 use crate::stage::Stage;
 
 /// Where TLS sessions go on.
-struct Behind {
+pub(crate) struct Behind {
     server: Vec<String>,
-    queue: Queue,
+    pub(crate) queue: Queue,
 }
 
 /// Nowhere else: PROG takes all.
@@ -39,8 +39,8 @@ fn on_a_unix_socket(stage: &Stage, _: &Identity) -> Behind {
     Behind { server: vec![format!("unix:{}", path.display())], queue }
 }
 
-struct Way {
-    name: &'static str,
+pub(crate) struct Way {
+    pub(crate) name: &'static str,
     behind: fn(&Stage, &Identity) -> Behind,
 }
 
@@ -69,7 +69,7 @@ fn behind_tlswrapper(stage: &Stage, identity: &Identity) -> Behind {
     Behind { server: vec![at.ip().to_string(), at.port().to_string()], queue }
 }
 
-const WAYS: [Way; 8] = [
+pub(crate) const WAYS: [Way; 8] = [
     Way { name: "keep", behind: prog },
     Way { name: "respawn", behind: prog },
     Way { name: "ucspi-tls", behind: prog },
@@ -81,7 +81,7 @@ const WAYS: [Way; 8] = [
 ];
 
 /// A front that goes this way; what is behind TLS; and PROG's queue where that is another one.
-fn front(stage: &Stage, way: &Way) -> (Identity, SocketAddrV4, Behind, Option<Queue>) {
+pub(crate) fn front(stage: &Stage, way: &Way) -> (Identity, SocketAddrV4, Behind, Option<Queue>) {
     let identity = Identity::self_signed(stage, "own");
     let behind = (way.behind)(stage, &identity);
     let child = (!behind.server.is_empty()).then(|| Queue::new(stage, "child"));
