@@ -15,7 +15,7 @@
 //!
 //! | layer | modules | what is true of it |
 //! |---|---|---|
-//! | 4 | [`cli`], [`driver`] | what was typed; the door through which connections come |
+//! | 4 | [`cli`], [`driver`], [`check`] | what was typed; the door through which connections come; the whole set-up tried without one |
 //! | 3 | [`engine`], [`sys`] | the loop and the only code that touches descriptors; `unsafe` in `sys/raw.rs` alone |
 //! | 2 | [`session`], [`tls`] | no descriptor, no clock, no log: octets, events and the time come in, octets and reasons go out |
 //! | 1 | [`smtp`], [`proxy`] | pure grammar |
@@ -25,6 +25,7 @@
 //! ended, what the client hears then, and the exit code in another, [`session::EndReason`].
 
 pub mod buffer;
+pub mod check;
 pub mod cli;
 pub mod client_info;
 pub mod driver;

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use starttls_wrapper::check;
 use starttls_wrapper::cli::{self, Invocation};
 use starttls_wrapper::driver::ucspi;
 use starttls_wrapper::error::{Fatal, exit};
@@ -31,6 +32,7 @@ fn run() -> Result<u8, Fatal> {
             printed.map_err(|error| Fatal::System("write to stdout", error))?;
             Ok(exit::OVER)
         }
+        Invocation::Check(config) => check::run(&config),
         Invocation::Serve(config) => {
             logging::init(config.verbosity);
             let code = ucspi::serve(*config)?;

@@ -12,6 +12,7 @@ use std::ffi::OsString;
 use crate::error::Fatal;
 pub use config::{Config, IdentitySource, Server};
 pub use mute::Mute;
+use options::Id;
 pub use options::OWN_VARIABLES;
 
 /// What the command line comes to.
@@ -21,6 +22,8 @@ pub enum Invocation {
     Print(String),
     /// Run with this.
     Serve(Box<Config>),
+    /// Say what would become of it (`--check`).
+    Check(Box<Config>),
 }
 
 /// Reads `words` (argv without the program's name) and, through `environment`, the variables that are ours.
@@ -33,6 +36,10 @@ pub fn read(
 ) -> Result<Invocation, Fatal> {
     match args::split(words, environment)? {
         args::Request::Print(text) => Ok(Invocation::Print(text)),
-        args::Request::Serve(typed) => Ok(Invocation::Serve(Box::new(Config::check(*typed)?))),
+        args::Request::Serve(typed) => {
+            let is_tried = typed.times(Id::Check) > 0;
+            let config = Box::new(Config::check(*typed)?);
+            Ok(if is_tried { Invocation::Check(config) } else { Invocation::Serve(config) })
+        }
     }
 }

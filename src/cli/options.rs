@@ -34,10 +34,10 @@ pub enum Id {
     TlsUid,
     TlsGid,
     NoSandbox,
+    Check,
     Verbose,
     Quiet,
     RustLog,
-    NoColor,
     Help,
     Version,
     HelpMarkdown,
@@ -71,7 +71,8 @@ pub struct OptionSpec {
     pub short: Option<char>,
     /// What the value is called; `None` for a flag.
     pub value: Option<&'static str>,
-    /// The environment variable; read only where there is a value, and only if the option was not typed.
+    /// The environment variable; read only where there is a value, and only if the option was not typed. A flag's is one that it
+    /// minds.
     pub env: Option<&'static str>,
     /// The default as the manual prints it; empty where there is none.
     pub default: &'static str,
@@ -231,6 +232,7 @@ pub const OPTIONS: [OptionSpec; 37] = [
     variable(Id::TlsUid, "TLS_UID", Group::General, "user id to take on once the key is read").with_value("UID"),
     variable(Id::TlsGid, "TLS_GID", Group::General, "group id to take on once the key is read").with_value("GID"),
     flag(Id::NoSandbox, "no-sandbox", Group::General, "keep every right that the kernel gives us"),
+    flag(Id::Check, "check", Group::General, "try all of it without a client; exit 1: a problem").with_env("NO_COLOR"),
     flag(Id::Verbose, "verbose", Group::General, "say more on stderr: -v debug, -vv trace").with_short('v'),
     flag(Id::Quiet, "quiet", Group::General, "say less: -q warnings, -qq errors, -qqq nothing").with_short('q'),
     variable(
@@ -239,7 +241,6 @@ pub const OPTIONS: [OptionSpec; 37] = [
         Group::General,
         "log levels by module, before -v, -q: warn,starttls_wrapper=trace",
     ),
-    variable(Id::NoColor, "NO_COLOR", Group::General, "honoured: nothing is ever coloured"),
     flag(Id::Help, "help", Group::General, "this list").with_short('h'),
     flag(Id::Version, "version", Group::General, "name and version").with_short('V'),
     flag(Id::HelpMarkdown, "help-markdown", Group::Hidden, "the README's table of options"),

@@ -77,7 +77,7 @@ pub fn serve(config: Config) -> Result<u8, Fatal> {
 }
 
 /// What a session so configured will need once the client is heard.
-fn needs(target: Option<&Target>, peer: Option<&Peer>, children: Vec<Pid>) -> Needs {
+pub(crate) fn needs(target: Option<&Target>, peer: Option<&Peer>, children: Vec<Pid>) -> Needs {
     let folders = peer.map_or(&[][..], |peer| peer.roots.folders());
     // A folder may be one of the system's, or of links to its certificates.
     let linked = folders.first().map(|_| sandbox::system_roots()).unwrap_or_default();
@@ -85,7 +85,7 @@ fn needs(target: Option<&Target>, peer: Option<&Peer>, children: Vec<Pid>) -> Ne
 }
 
 /// How HOST is known, where it speaks TLS. Its roots are opened here.
-fn peer(config: &Config) -> Option<Peer> {
+pub(crate) fn peer(config: &Config) -> Option<Peer> {
     let Some(Server::Tcp { host, .. }) = config.server.as_ref().filter(|_| config.policy.way.secures_host()) else {
         return None;
     };
@@ -99,7 +99,7 @@ fn peer(config: &Config) -> Option<Peer> {
 }
 
 /// Where HOST is, if the way has one.
-fn target(config: &Config) -> Option<Target> {
+pub(crate) fn target(config: &Config) -> Option<Target> {
     let place = config.server.as_ref().map(|server| match server {
         Server::Tcp { host, port } => Place::Tcp(host.clone(), *port),
         Server::Unix(path) => Place::Unix(path.clone()),
@@ -209,7 +209,7 @@ fn identity(source: &IdentitySource) -> Option<Identity> {
     found.inspect_err(|why| warn!("STARTTLS is not offered: {why}")).ok()
 }
 
-fn from_files(cert: &Path, key: &Path) -> Result<Identity, String> {
+pub(crate) fn from_files(cert: &Path, key: &Path) -> Result<Identity, String> {
     // The certificate's file may hold the key too.
     let read = |path: &Path| match std::fs::read(path) {
         Ok(text) => Ok(Zeroizing::new(text)),

@@ -10,16 +10,19 @@
 //! pieces ([`super::batch`]), the processor time of either is the same, 0.5 s a GiB.
 
 use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
 use mio::{Interest, Token};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use crate::buffer::Buffer;
 use crate::sys::end::{End, Registry};
 use crate::sys::splice;
-use crate::tls::{Leg, TlsError};
+use crate::tls::{CertificateDer, ClientConfig, Facts, Leg, ServerName, TlsError};
 
 use super::bridge::{self, Received, Trouble};
-use super::handover::Setups;
 use super::tokens::{CHILD_IN, CHILD_OUT};
 
 /// What is read at once from a server that speaks in the clear: what a pipe holds.
@@ -29,7 +32,7 @@ const ROOM: usize = 64 * 1024;
 const BULK: usize = 16 * 1024;
 
 /// A backend that is being spoken to.
-pub(super) struct Backend {
+pub struct Backend {
     link: Link,
     /// It has closed its side.
     pub(super) is_over: bool,
@@ -81,19 +84,23 @@ impl Ends {
 
 impl Backend {
     /// TLS on a socket that is connected. The ClientHello is queued.
-    pub(super) fn tls(end: End, setups: &Setups) -> Result<Self, TlsError> {
-        let (config, name) = setups.client.as_ref().ok_or(TlsError::Unexpected("no TLS towards the backend"))?;
-        let leg = Leg::connect(config, name.clone())?;
+    ///
+    /// # Errors
+    /// [`TlsError::Setup`].
+    pub fn tls(end: End, config: &Arc<ClientConfig>, name: ServerName<'static>) -> Result<Self, TlsError> {
+        let leg = Leg::connect(config, name)?;
         Ok(Self::over(Link::Tls(end, Box::new(leg))))
     }
 
     /// In the clear on a socket that is connected.
-    pub(super) fn socket(end: End) -> Self {
+    #[must_use]
+    pub fn socket(end: End) -> Self {
         Self::clear(Ends::Socket(end))
     }
 
     /// A child, by what it says and what it is told.
-    pub(super) fn child(from: End, to: Option<End>) -> Self {
+    #[must_use]
+    pub fn child(from: End, to: Option<End>) -> Self {
         Self::clear(Ends::Pipes(from, to))
     }
 
@@ -158,6 +165,53 @@ impl Backend {
         }
     }
 
+    /// For those without a loop: waits until there is something to read, or what waits can be written. False: not within `patience`.
+    ///
+    /// # Errors
+    /// The system call's.
+    pub fn wait(&mut self, patience: Duration) -> io::Result<bool> {
+        let is_waiting = !self.takes_more();
+        let (input, output) = match &mut self.link {
+            Link::Tls(end, _) | Link::Clear(Clear { ends: Ends::Socket(end), .. }) => (end, None),
+            Link::Clear(Clear { ends: Ends::Pipes(from, to), .. }) => (from, to.as_mut()),
+        };
+        let patience = Timespec::try_from(patience).unwrap_or_default();
+        let wanted = if is_waiting && output.is_none() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        let told = output.as_ref().filter(|_| is_waiting).map(|end| PollFd::new(&**end, PollFlags::OUT));
+        let mut all: Vec<PollFd<'_>> = [PollFd::new(&*input, wanted)].into_iter().chain(told).collect();
+        let ready = match poll(&mut all, Some(&patience)) {
+            Ok(count) => count > 0,
+            Err(Errno::INTR) => true,
+            Err(error) => return Err(error.into()),
+        };
+        drop(all);
+        // As far as is known: a read or a write says the rest.
+        input.readable = true;
+        input.writable = true;
+        if let Some(end) = output {
+            end.writable = true;
+        }
+        Ok(ready)
+    }
+
+    /// What its TLS came to, where it has one.
+    #[must_use]
+    pub fn facts(&self) -> Option<Facts> {
+        match &self.link {
+            Link::Tls(_, leg) => Some(leg.facts()),
+            Link::Clear(_) => None,
+        }
+    }
+
+    /// The certificates that it has shown, leaf first.
+    #[must_use]
+    pub fn certificates(&self) -> &[CertificateDer<'static>] {
+        match &self.link {
+            Link::Tls(_, leg) => leg.peer_certificates(),
+            Link::Clear(_) => &[],
+        }
+    }
+
     /// Where a write would have blocked, the loop is to say when it would not.
     pub(super) fn watch_writes(&mut self, registry: &Registry) -> io::Result<()> {
         match self.output().filter(|end| !end.writable) {
@@ -167,7 +221,8 @@ impl Backend {
     }
 
     /// Whether it may be spoken to: its TLS, where it has one, stands.
-    pub(super) fn is_secure(&self) -> bool {
+    #[must_use]
+    pub fn is_secure(&self) -> bool {
         match &self.link {
             Link::Tls(_, leg) => !leg.is_handshaking(),
             Link::Clear(_) => true,
@@ -175,7 +230,8 @@ impl Backend {
     }
 
     /// Whether its end was seen, and nothing can be missing: in TLS a close_notify.
-    pub(super) fn has_ended_cleanly(&self) -> bool {
+    #[must_use]
+    pub fn has_ended_cleanly(&self) -> bool {
         match &self.link {
             Link::Tls(_, leg) => leg.peer_closed(),
             Link::Clear(clear) => clear.has_ended,
@@ -188,7 +244,10 @@ impl Backend {
     }
 
     /// One read, and everything that it completes, given to `sink` piece by piece.
-    pub(super) fn receive(&mut self, sink: &mut dyn FnMut(&[u8])) -> Result<Received, Trouble> {
+    ///
+    /// # Errors
+    /// It can't go on: [`Trouble`].
+    pub fn receive(&mut self, sink: &mut dyn FnMut(&[u8])) -> Result<Received, Trouble> {
         match &mut self.link {
             Link::Tls(end, leg) => bridge::receive(end, leg, sink),
             Link::Clear(clear) => clear.receive(sink),
@@ -196,7 +255,8 @@ impl Backend {
     }
 
     /// Whether all that it was sent has left, so that more may be read for it.
-    pub(super) fn takes_more(&self) -> bool {
+    #[must_use]
+    pub fn takes_more(&self) -> bool {
         self.is_deaf
             || match &self.link {
                 Link::Tls(_, leg) => !leg.wants_write(),
@@ -205,7 +265,10 @@ impl Backend {
     }
 
     /// Takes `octets`, to leave with the next [`Backend::transmit`].
-    pub(super) fn send(&mut self, octets: &[u8]) -> Result<(), TlsError> {
+    ///
+    /// # Errors
+    /// [`TlsError::NotReady`] before its TLS stands, and those that stay.
+    pub fn send(&mut self, octets: &[u8]) -> Result<(), TlsError> {
         if self.is_deaf {
             return Ok(());
         }
@@ -217,7 +280,7 @@ impl Backend {
     }
 
     /// Writes what waits, as far as it is taken. Returns the octets written.
-    pub(super) fn transmit(&mut self) -> usize {
+    pub fn transmit(&mut self) -> usize {
         if self.is_deaf {
             return 0;
         }
@@ -231,7 +294,7 @@ impl Backend {
     }
 
     /// Says that the client has ended, once. True: that was new.
-    pub(super) fn close(&mut self) -> bool {
+    pub fn close(&mut self) -> bool {
         let new = !self.close_sent;
         if new {
             self.close_sent = true;

@@ -9,7 +9,7 @@ use crate::tls::{Leg, TlsError};
 
 /// Why a leg can't go on.
 #[derive(Debug)]
-pub(super) enum Trouble {
+pub enum Trouble {
     /// The connection broke.
     Broken(io::Error),
     /// TLS failed on these octets, so many of them; an alert is queued.
@@ -18,7 +18,7 @@ pub(super) enum Trouble {
 
 /// What a read brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Received {
+pub enum Received {
     /// Nothing is there now.
     Nothing,
     /// So many octets of ciphertext.

@@ -10,9 +10,11 @@ use mio::Interest;
 use crate::sys::dial::{self, Address, Resolver, Target};
 use crate::sys::end::{End, Registry};
 use crate::tls::{
-    ClientConfig, Identity, Roots, ServerConfig, ServerName, TlsError, Trust, client_setup, server_name, server_setup,
+    CertificateDer, ClientConfig, Identity, Roots, ServerConfig, ServerName, TlsError, Trust, client_setup,
+    server_name, server_setup,
 };
 
+use super::backend::Backend;
 use super::tokens::{BACKEND, RESOLVED};
 
 /// What the TLS legs are made from. Nothing of it is touched before a STARTTLS comes.
@@ -45,17 +47,31 @@ pub(super) struct Setups {
 impl Secrets {
     /// Makes the configurations around [`Secrets::identity`]: the key is loaded here, and the provider touched.
     pub(super) fn set_up(&self, identity: &Identity) -> Result<Setups, TlsError> {
-        let client = self.peer.as_ref().map(|peer| {
-            let name = server_name(&peer.name)?;
-            let trust = Trust {
-                own_leaf: Some(identity.leaf().clone()),
-                roots: peer.roots.clone(),
-                name: name.clone(),
-                insecure: peer.insecure,
-            };
-            Ok((client_setup(trust)?, name))
-        });
+        let client = self.peer.as_ref().map(|peer| peer.set_up(Some(identity.leaf().clone())));
         Ok(Setups { server: server_setup(identity)?, client: client.transpose()? })
+    }
+}
+
+impl Setups {
+    /// TLS towards the backend, on a socket that is connected.
+    pub(super) fn connect(&self, end: End) -> Result<Backend, TlsError> {
+        let (config, name) = self.client.as_ref().ok_or(TlsError::Unexpected("no TLS towards the backend"))?;
+        Backend::tls(end, config, name.clone())
+    }
+}
+
+impl Peer {
+    /// The configuration towards it, and the name to ask it for; `own_leaf` is believed whatever its name.
+    ///
+    /// # Errors
+    /// [`TlsError::Name`], [`TlsError::Setup`].
+    pub fn set_up(
+        &self,
+        own_leaf: Option<CertificateDer<'static>>,
+    ) -> Result<(Arc<ClientConfig>, ServerName<'static>), TlsError> {
+        let name = server_name(&self.name)?;
+        let trust = Trust { own_leaf, roots: self.roots.clone(), name: name.clone(), insecure: self.insecure };
+        Ok((client_setup(trust)?, name))
     }
 }
 

@@ -26,8 +26,11 @@ use std::time::Instant;
 
 use mio::{Events, Poll};
 
+pub use backend::Backend;
+pub use bridge::{Received, Trouble};
 pub use conn::{Conn, Driven, Parts};
 pub use handover::{Peer, Secrets};
+pub use tell::tell;
 pub use tokens::{CLIENT_IN, CLIENT_OUT, SIGNALS, TLS_SERVER};
 pub use ucspi_tls::TlsServer;
 

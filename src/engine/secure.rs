@@ -95,7 +95,7 @@ impl Conn {
             Way::Plain | Way::Raw | Way::TlsLate | Way::PlainLate => Ok(Some(Backend::socket(end))),
             Way::Tls | Way::Keep | Way::Respawn | Way::UcspiTls | Way::UcspiRespawn | Way::Mute => {
                 let setups = self.setups.as_ref().ok_or("TLS is not set up")?;
-                Backend::tls(end, setups).map(Some).map_err(|error| error.to_string())
+                setups.connect(end).map(Some).map_err(|error| error.to_string())
             }
         }
     }

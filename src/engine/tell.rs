@@ -41,12 +41,15 @@ impl Conn {
             return Ok(Backend::socket(end));
         }
         let setups = self.setups.as_ref().ok_or("TLS is not set up")?;
-        Backend::tls(end, setups).map_err(|error| error.to_string())
+        setups.connect(end).map_err(|error| error.to_string())
     }
 }
 
 /// The PROXY header, in one write: a server may take what comes in two for no header. A fresh connection has room for it.
-pub(super) fn tell(end: &mut End, header: &[u8]) -> Result<(), String> {
+///
+/// # Errors
+/// In words.
+pub fn tell(end: &mut End, header: &[u8]) -> Result<(), String> {
     match end.write(header) {
         Ok(Some(count)) if count == header.len() => Ok(()),
         Ok(_) => Err("it does not take the PROXY header at once".to_owned()),

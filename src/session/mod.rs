@@ -31,7 +31,7 @@ mod handover;
 pub mod limits;
 mod phase;
 pub mod policy;
-mod replay;
+pub mod replay;
 mod snoop;
 mod timeout;
 mod timers;

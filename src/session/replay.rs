@@ -15,7 +15,7 @@ use super::transcript::Entry;
 
 /// How far the replay has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Progress {
+pub enum Progress {
     /// More must come.
     Waiting,
     /// The greeting is there, and a step was sent.
@@ -26,7 +26,7 @@ pub(super) enum Progress {
 
 /// One replay to one backend.
 #[derive(Debug)]
-pub(super) struct Run {
+pub struct Run {
     /// What is still to be said; the front was sent if `greeted`.
     steps: VecDeque<Entry>,
     greeted: bool,
@@ -38,12 +38,13 @@ pub(super) struct Run {
 
 impl Run {
     /// A replay of `steps`.
-    pub(super) fn new(steps: VecDeque<Entry>) -> Self {
+    #[must_use]
+    pub fn new(steps: VecDeque<Entry>) -> Self {
         Self { steps, greeted: false, is_in_step: false, scanner: Scanner::default(), reply: Vec::new() }
     }
 
     /// RSET to a server that has greeted: what forgets the mail and nothing else (RFC 5321 4.1.1.5).
-    pub(super) fn reset(out: &mut Buffer) -> Self {
+    pub fn reset(out: &mut Buffer) -> Self {
         let step = Entry::reset();
         out.push(&step.line);
         Self { greeted: true, ..Self::new([step].into()) }
@@ -59,8 +60,11 @@ impl Run {
         self.is_in_step = false;
     }
 
-    /// Takes the backend's octets; what it is to be told next goes to `out`. The error says what was wrong, in words.
-    pub(super) fn hear(&mut self, octets: &[u8], out: &mut Buffer) -> Result<Progress, String> {
+    /// Takes the backend's octets; what it is to be told next goes to `out`.
+    ///
+    /// # Errors
+    /// What was wrong, in words.
+    pub fn hear(&mut self, octets: &[u8], out: &mut Buffer) -> Result<Progress, String> {
         if self.reply.len() + octets.len() > limits::BACKEND_REPLY {
             return Err(format!("a reply of over {} octets", limits::BACKEND_REPLY));
         }

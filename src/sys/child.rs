@@ -30,7 +30,25 @@ impl Child {
     /// # Errors
     /// The program can't be executed, or the system has no process or pipe left.
     pub fn start(program: &OsStr, arguments: &[OsString], own: &[&str]) -> io::Result<Self> {
+        Self::spawn(command(program, arguments, own))
+    }
+
+    /// The same, with these variables besides.
+    ///
+    /// # Errors
+    /// As of [`Child::start`].
+    pub fn start_with<'a>(
+        program: &OsStr,
+        arguments: &[OsString],
+        own: &[&str],
+        variables: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> io::Result<Self> {
         let mut command = command(program, arguments, own);
+        command.envs(variables);
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> io::Result<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.spawn()?;
         let stdin = process.stdin.take().map(OwnedFd::from);

@@ -33,11 +33,7 @@ impl Identity {
     /// `now` is what the leaf's dates are held against. The DER of the key is wiped when the identity is dropped; wiping both texts
     /// is the caller's part. Errors: each variant of [`IdentityError`] but `Name`.
     pub fn from_pem(cert_pem: &[u8], key_pem: &[u8], now: UnixTime) -> Result<Self, IdentityError> {
-        let chain = pem::sections(cert_pem)
-            .filter(|section| section.as_ref().map_or(true, |section| section.label == b"CERTIFICATE"))
-            .map(|section| Ok(CertificateDer::from(mem::take(&mut *section?.decode()?))))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(IdentityError::CertificatePem)?;
+        let chain = certificates(cert_pem)?;
         let leaf = chain.first().ok_or(IdentityError::NoCertificate)?;
         check_dates(leaf, now).map_err(IdentityError::from_leaf)?;
         let key = private_key(key_pem)?;
@@ -158,6 +154,15 @@ impl fmt::Display for IdentityError {
 }
 
 impl std::error::Error for IdentityError {}
+
+/// The certificates of a PEM text, other sections skipped. Errors: [`IdentityError::CertificatePem`].
+pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+    pem::sections(pem)
+        .filter(|section| section.as_ref().map_or(true, |section| section.label == b"CERTIFICATE"))
+        .map(|section| Ok(CertificateDer::from(mem::take(&mut *section?.decode()?))))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(IdentityError::CertificatePem)
+}
 
 /// Holds the dates of a certificate against `now`; any error is a `rustls::Error::InvalidCertificate`.
 ///

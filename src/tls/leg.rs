@@ -10,7 +10,7 @@
 //! sent one the plaintext into the buffer where it is encrypted, and that into ours. Its interface leaves no way round it.
 
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError, UnbufferedConnectionCommon,
@@ -199,6 +199,11 @@ impl Leg {
             alpn: common.alpn_protocol().map(<[u8]>::to_vec),
             sni: self.sni.clone(),
         }
+    }
+
+    /// The certificates that the peer has shown, leaf first.
+    pub fn peer_certificates(&self) -> &[CertificateDer<'static>] {
+        self.common().peer_certificates().unwrap_or_default()
     }
 
     /// Gives the buffers' memory back, but for what is held and what waits. For a session that falls silent; the next read or

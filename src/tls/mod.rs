@@ -13,6 +13,7 @@
 //! - the end of the TCP stream is invisible: see [`Leg::peer_closed`].
 
 mod buffer;
+mod certificate;
 mod error;
 mod identity;
 mod leg;
@@ -22,8 +23,9 @@ mod roots;
 mod setup;
 mod trust;
 
+pub use certificate::{bears_name, check_chain, names, validity};
 pub use error::TlsError;
-pub use identity::{Identity, IdentityError};
+pub use identity::{Identity, IdentityError, certificates};
 pub use leg::{Facts, Leg};
 pub use provider::server_name;
 pub use roots::Roots;

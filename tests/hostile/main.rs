@@ -8,6 +8,7 @@ mod support;
 mod backends;
 mod batch;
 mod bulk;
+mod check;
 mod children;
 mod clients;
 mod faults;

@@ -40,6 +40,13 @@ impl Certificate {
         Self::made(Kind::P256, |request| request.not_after = rcgen::date_time_ymd(2021, 1, 1))
     }
 
+    /// One for this name alone.
+    pub(crate) fn named(name: &str) -> Self {
+        Self::made(Kind::P256, |request| {
+            request.subject_alt_names = rcgen::CertificateParams::new([name.to_owned()]).unwrap().subject_alt_names;
+        })
+    }
+
     /// The same with such a key.
     pub(crate) fn of(kind: Kind) -> Self {
         Self::made(kind, |_| ())
@@ -73,7 +80,8 @@ impl Certificate {
         &self.leaf
     }
 
-    fn server(&self) -> Connection {
+    /// Its side of a handshake.
+    pub(crate) fn server(&self) -> Connection {
         let config = ServerConfig::builder()
             .with_no_client_auth()
             .with_single_cert(vec![self.leaf.clone()], self.key.clone_key());

@@ -11,6 +11,7 @@ pub(crate) mod policy;
 pub(crate) mod pure;
 pub(crate) mod steps;
 pub(crate) mod stream;
+pub(crate) mod table;
 pub(crate) mod trace;
 pub(crate) mod ways;
 pub(crate) mod wire;

@@ -26,7 +26,7 @@ pub(crate) fn policy(dialogue: &Dialogue) -> Result<Policy, String> {
     words.push("smtpd".to_owned());
     match read(words.into_iter().map(Into::into), |_| None) {
         Ok(Invocation::Serve(config)) => Ok(config.policy),
-        Ok(Invocation::Print(_)) => Err(format!("{}: the options print something", dialogue.path.display())),
+        Ok(other) => Err(format!("{}: the options ask for no session: {other:?}", dialogue.path.display())),
         Err(fatal) => Err(format!("{}: {fatal}", dialogue.path.display())),
     }
 }

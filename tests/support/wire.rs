@@ -63,6 +63,8 @@ impl Wire {
             }
         }
         flush(&mut tls, &mut self.socket).map_err(|e| format!("handshake: {e}"))?;
+        // What came with its last flight; that no more is there is no error.
+        let _ = tls.reader().read_to_end(&mut self.received);
         self.tls = Some(tls);
         Ok(())
     }

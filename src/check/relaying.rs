@@ -1,0 +1,59 @@
+//! Whether a server takes mail for others from whom it takes us for. Nothing is mailed: MAIL and RCPT, and RSET takes them back.
+
+use std::time::Duration;
+
+use super::talk::{Reply, Talk};
+
+/// Whose mail nobody here takes, and who reads none (RFC 2606).
+pub(super) const STRANGER: &str = "starttls-wrapper-check@example.com";
+
+/// Who we then are, beside the empty sender, which some refuse.
+const SENDER: &str = "postmaster@example.net";
+
+/// An outside client's address (RFC 5737, TEST-NET-1).
+pub(super) const OUTSIDE: &str = "192.0.2.25";
+
+/// The answer.
+#[derive(Debug)]
+pub(super) enum Relays {
+    /// It would take it.
+    Yes(Reply),
+    /// It would not.
+    No(Reply),
+    /// It would not say.
+    Unclear(String),
+}
+
+/// Asks a server that was greeted and told EHLO. It is left as it was.
+pub(super) fn ask(talk: &mut Talk, patience: Duration) -> Result<Relays, String> {
+    let mut mail = talk.ask("MAIL FROM:<>", patience)?;
+    if mail.code.class() == b'5' {
+        mail = talk.ask(&format!("MAIL FROM:<{SENDER}>"), patience)?;
+    }
+    if !mail.is_good() {
+        return Ok(if is_refusal(&mail) {
+            Relays::No(mail)
+        } else {
+            Relays::Unclear(format!("it answered {mail} to MAIL"))
+        });
+    }
+    let recipient = talk.ask(&format!("RCPT TO:<{STRANGER}>"), patience)?;
+    let answer = if recipient.is_good() {
+        Relays::Yes(recipient)
+    } else if is_refusal(&recipient) {
+        Relays::No(recipient)
+    } else {
+        Relays::Unclear(format!("it answered {recipient} to RCPT"))
+    };
+    talk.ask("RSET", patience)?;
+    Ok(answer)
+}
+
+/// Whether that is no to us, and not to the address: for good, or not now for want of permission, as Debian sets Postfix up.
+fn is_refusal(reply: &Reply) -> bool {
+    match (reply.code.class(), reply.subject()) {
+        (b'5', Some(b"1" | b"4")) => false,
+        (b'5', _) | (b'4', Some(b"7")) => true,
+        _ => false,
+    }
+}
