@@ -39,6 +39,7 @@ def wrapper(stage, name, *options, backend="tls", ways=("plain", "starttls"), no
     def command(run, prog):
         words = [stage.wrapper, *options, "--cert", stage.cert, "--key", stage.key]
         if backend:
+            words += ["--trusted-loopback"] * ("--trusted-loopback" in stage.wrapper_help)
             words += ["127.0.0.1", run.tls_server() if backend == "tls" else run.tcpserver(prog)]
         return [*words, *prog]
     start = lambda run, prog: run.tcpserver(command(run, prog))

@@ -200,6 +200,23 @@ fn a_client_whose_address_nobody_knows_gets_a_454_and_the_backend_no_lie() {
     }
 }
 
+/// Where STARTTLS is offered, so that a client may be led there.
+#[test]
+fn a_host_on_loopback_is_warned_of_once_a_session_unless_that_is_meant() {
+    let warned = "]: warning: HOST takes every client in TLS for this host: an open relay, if it relays for loopback";
+    let source = ["--backend-source", "127.0.0.53"];
+    for (options, certificate, trusted, times) in
+        [(&[][..], true, false, 1), (&[][..], true, true, 0), (&source, true, false, 0), (&[], false, false, 0)]
+    {
+        let mut door = Door::open(&Start { options, certificate, trusted, ..Start::default() });
+        let mut child = Child::accept(&door.puppets).unwrap();
+        child.send(b"220 mail.example ESMTP\r\n");
+        door.client.as_mut().unwrap().get(b"220 mail.example ESMTP\r\n").unwrap();
+        let said = door.said();
+        assert_eq!(said.matches(warned).count(), times, "{options:?}, {certificate}, {trusted}: {said}");
+    }
+}
+
 /// All that the program asked of the kernel in a session that came there, but not the child; a line is a call.
 fn traced(at: At, environment: &[(&str, &str)]) -> Vec<String> {
     let trace = Trace::of(&[]);

@@ -44,6 +44,9 @@ pub struct Config {
     pub backend_source: Option<IpAddr>,
     /// Tell HOST who the client is, by a PROXY header of this version.
     pub send_proxy: Option<Version>,
+    /// HOST is on this host, takes every client for it, and nobody has said that this is meant: an open relay, if it trusts
+    /// loopback.
+    pub may_relay_for_all: bool,
     /// What the session decides by. `offer_tls` says only that an identity was named: loading it may yet fail.
     pub policy: Policy,
     /// How relayed plaintext moves.
@@ -112,6 +115,8 @@ impl Config {
         let send_proxy = chosen(&typed, Id::SendProxy, &[("v1", Some(Version::V1)), ("v2", Some(Version::V2))])?;
         let way = way(&typed, send_proxy)?;
         let policy = policy(&typed, way, identity != IdentitySource::None || !typed.way.ends_tls())?;
+        let backend_source = backend_source(&typed, host)?;
+        let is_told = send_proxy.is_some() || backend_source.is_some() || typed.times(Id::TrustedLoopback) > 0;
         Ok(Self {
             identity,
             ca_file: typed.value(Id::BackendCa).map(PathBuf::from),
@@ -119,8 +124,9 @@ impl Config {
             ca_dir: typed.value(Id::CaDir).filter(|_| typed.times(Id::BackendCa) == 0).map(PathBuf::from),
             backend_name: backend_name(&typed)?,
             backend_insecure: backend_insecure(&typed, host)?,
-            backend_source: backend_source(&typed, host)?,
+            backend_source,
             send_proxy,
+            may_relay_for_all: !is_told && server.is_some() && host.is_none_or(is_local),
             policy,
             relay: chosen(&typed, Id::Relay, &[("splice", RelayMode::Splice), ("copy", RelayMode::Copy)])?,
             verbosity: verbosity(typed.times(Id::Verbose), typed.times(Id::Quiet)),
@@ -147,7 +153,15 @@ pub(super) fn called(id: Id) -> String {
 fn refuse_idle(typed: &Typed) -> Result<(), Fatal> {
     // What is about TLS with HOST, and what is about HOST at all.
     let tls = [Id::BackendCa, Id::BackendName, Id::BackendInsecure, Id::BackendHandshakeTimeout];
-    let host = [Id::BackendSource, Id::SendProxy, Id::ProxyFacts, Id::DialTimeout, Id::Replay, Id::GreetingTimeout];
+    let host = [
+        Id::BackendSource,
+        Id::SendProxy,
+        Id::ProxyFacts,
+        Id::TrustedLoopback,
+        Id::DialTimeout,
+        Id::Replay,
+        Id::GreetingTimeout,
+    ];
     // What is about our certificate and TLS with the client, and what about the dialogue before it.
     let own = [Id::Cert, Id::Key, Id::SelfSigned, Id::HandshakeTimeout];
     let snoop = [Id::RequireTls, Id::Refusals, Id::Cutoff];
@@ -155,11 +169,11 @@ fn refuse_idle(typed: &Typed) -> Result<(), Fatal> {
         Way::Tls | Way::TlsLate => Vec::new(),
         Way::Plain | Way::PlainLate => tls.to_vec(),
         Way::Keep => [&tls[..], &host].concat(),
-        Way::Respawn => [&tls[..], &host[..4]].concat(),
+        Way::Respawn => [&tls[..], &host[..5]].concat(),
         Way::UcspiTls => [&own[..3], &tls, &host].concat(),
-        Way::UcspiRespawn => [&own[..3], &tls, &host[..4]].concat(),
+        Way::UcspiRespawn => [&own[..3], &tls, &host[..5]].concat(),
         Way::Raw => [&own[..], &tls, &[Id::ProxyFacts, Id::Replay, Id::GreetingTimeout, Id::ReplayTimeout]].concat(),
-        Way::Mute => [&own[..], &tls, &snoop, &host[..5]].concat(),
+        Way::Mute => [&own[..], &tls, &snoop, &host[..6]].concat(),
     };
     match idle.iter().find(|id| typed.times(**id) > 0) {
         Some(id) => usage(format!("{} says nothing with {}", called(*id), args::called(typed.way))),

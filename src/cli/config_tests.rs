@@ -73,6 +73,27 @@ fn nothing_goes_late_in_the_clear_over_a_network() {
 }
 
 #[test]
+fn a_host_on_loopback_may_relay_for_all_unless_it_is_told_or_that_is_meant() {
+    let warns = |line: &str| with(line, &[]).unwrap().may_relay_for_all;
+    let near = ["localhost 25", "127.9.9.9 25", "::1 25", "::ffff:127.0.0.1 25"];
+    for server in near {
+        for way in ["", "--way plain", "--way raw"] {
+            assert!(warns(&format!("{way} {server} p")), "{way} {server}");
+            for option in ["--send-proxy v1", "--send-proxy v2", "--trusted-loopback"] {
+                assert!(!warns(&format!("{way} {option} {server} p")), "{way} {option} {server}");
+            }
+        }
+    }
+    assert!(!warns("--backend-source 127.0.0.53 localhost 25 p"));
+    assert!(warns("--way plain unix:/run/smtp p") && !warns("--way plain --send-proxy v1 unix:/run/smtp p"));
+    for line in ["mx.example.org 465 p", "192.0.2.1 465 p", "--way keep p", "--way respawn p", "--mute p"] {
+        assert!(!warns(line), "{line}");
+    }
+    let why = with("--way keep --trusted-loopback p", &[]).unwrap_err();
+    assert_eq!(why, "--trusted-loopback says nothing with --way keep");
+}
+
+#[test]
 fn ports_are_numbers_from_1_to_65535() {
     for port in ["1", "465", "65535"] {
         let expected = Server::Tcp { host: "h".to_owned(), port: port.parse().unwrap() };

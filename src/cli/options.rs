@@ -17,6 +17,7 @@ pub enum Id {
     BackendSource,
     SendProxy,
     ProxyFacts,
+    TrustedLoopback,
     Replay,
     RequireTls,
     Refusals,
@@ -143,7 +144,7 @@ impl OptionSpec {
 }
 
 /// The table.
-pub const OPTIONS: [OptionSpec; 37] = [
+pub const OPTIONS: [OptionSpec; 38] = [
     valued(Id::Cert, "cert", "FILE", "", Group::Certificate, "our certificate chain, PEM").with_env("CERTFILE"),
     valued(Id::Key, "key", "FILE", "the --cert file", Group::Certificate, "the private key of --cert, PEM")
         .with_env("KEYFILE"),
@@ -200,6 +201,12 @@ pub const OPTIONS: [OptionSpec; 37] = [
         "early",
         Group::Backend,
         "late: the v2 header waits for facts of the client's TLS",
+    ),
+    flag(
+        Id::TrustedLoopback,
+        "trusted-loopback",
+        Group::Backend,
+        "do not warn that a HOST on this host may relay for everybody",
     ),
     valued(
         Id::Replay,

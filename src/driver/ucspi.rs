@@ -29,6 +29,10 @@ use crate::sys::sandbox::{self, Confined, Needs};
 use crate::sys::{inherited, privileges, signals};
 use crate::tls::{Identity, Roots, UnixTime};
 
+/// What is said where HOST can't tell a client from this host.
+const HAZARD: &str = "HOST takes every client in TLS for this host: an open relay, if it relays for loopback \
+                      (--send-proxy, --backend-source; or --trusted-loopback, where it does not)";
+
 /// Serves the one session. Returns the exit code.
 ///
 /// # Errors
@@ -166,6 +170,9 @@ impl Parted {
         policy.offer_tls = secrets.identity.is_some() || !policy.way.ends_tls();
         if config.backend_insecure {
             warn!("the backend's certificate is not checked (--backend-insecure)");
+        }
+        if config.may_relay_for_all && target.is_some() {
+            warn!("{HAZARD}");
         }
         // What can fail for want of descriptors comes before the client's are taken.
         let poll = Poll::new()?;

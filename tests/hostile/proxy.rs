@@ -38,6 +38,7 @@ fn a_server_that_closes_on_an_early_header_is_a_454() {
     let cases: Vec<_> = ways.iter().flat_map(|&(way, step)| ENDS.map(|end| (way, step, end))).collect();
     all_of(&cases, |&(way, step, end)| {
         let mut standing = Standing::at(At::Snoop, &Start { way, ..EARLY });
+        standing.door.backend.listen();
         standing.door.client.as_mut().unwrap().send(b"STARTTLS\r\n");
         standing.door.backend.accept_only().unwrap();
         standing.door.backend.held().proxy_header().unwrap();

@@ -104,17 +104,18 @@ fn exit_code(line: &str) -> Option<Option<i32>> {
     }
 }
 
-/// `starttls-wrapper --cert C --key K OPTIONS... HOST PORT PROG...`
+/// `starttls-wrapper --cert C --key K --trusted-loopback OPTIONS... HOST PORT PROG...`
 pub(crate) fn wrapper(identity: &Identity, options: &[&str], backend: SocketAddrV4, prog: &[&str]) -> Vec<OsString> {
     let mut argv: Vec<OsString> = vec![env!("CARGO_BIN_EXE_starttls-wrapper").into()];
     argv.extend(["--cert".into(), identity.certificate.clone().into(), "--key".into(), identity.key.clone().into()]);
+    argv.push("--trusted-loopback".into());
     argv.extend(options.iter().map(OsString::from));
     argv.extend([backend.ip().to_string().into(), backend.port().to_string().into()]);
     argv.extend(prog.iter().map(OsString::from));
     argv
 }
 
-/// `starttls-wrapper --cert C --key K --way WAY SERVER... PROG...`
+/// `starttls-wrapper --cert C --key K --way WAY --trusted-loopback SERVER... PROG...`
 pub(crate) fn wrapper_by(identity: &Identity, way: &str, server: &[String], prog: &[&str]) -> Vec<OsString> {
     let mut argv: Vec<OsString> = vec![env!("CARGO_BIN_EXE_starttls-wrapper").into()];
     if !["raw", "ucspi-tls", "ucspi-tls-respawn"].contains(&way) {
@@ -122,6 +123,9 @@ pub(crate) fn wrapper_by(identity: &Identity, way: &str, server: &[String], prog
         argv.extend(["--key".into(), identity.key.clone().into()]);
     }
     argv.extend(["--way".into(), way.into()]);
+    if !server.is_empty() {
+        argv.push("--trusted-loopback".into());
+    }
     argv.extend(server.iter().map(OsString::from));
     argv.extend(prog.iter().map(OsString::from));
     argv

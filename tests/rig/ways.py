@@ -35,7 +35,7 @@ class Way:
     def wrapper(self, stage, backend, *options, prog=MAILFRONT, through=()):
         """The command line; `through` is what stands right before the program."""
         identity = ["--cert", stage.cert, "--key", stage.key] if self.ends_tls else []
-        place = [] if backend is None else [stage.address, backend]
+        place = [] if backend is None else ["--trusted-loopback", stage.address, backend]
         under = [*self.under, stage.cert, stage.key] if self.under else []
         return [*under, *through, program(), "--way", self.name, *identity, *options, *place, *prog]
 

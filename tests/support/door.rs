@@ -84,6 +84,8 @@ pub(crate) struct Start<'a> {
     pub(crate) host: &'a str,
     /// `--way`.
     pub(crate) way: Way,
+    /// Whether it gets `--trusted-loopback`, where it can: HOST is on loopback, of which it would warn.
+    pub(crate) trusted: bool,
 }
 
 impl Start<'_> {
@@ -100,6 +102,7 @@ impl Start<'_> {
         uid: None,
         host: "127.0.0.1",
         way: Way::Tls,
+        trusted: true,
     };
 }
 
@@ -144,6 +147,9 @@ impl Door {
             command.arg("--cert").arg(path("cert.pem")).arg("--key").arg(path("key.pem"));
         }
         command.args(way_options(start.way));
+        if start.trusted && start.way.dials() {
+            command.arg("--trusted-loopback");
+        }
         if start.way.dials() {
             command.args([start.host, &backend.port().to_string()]);
         }
