@@ -127,6 +127,8 @@ fn a_fresh_child_delivers_through_a_setuid_program_while_the_wrapper_has_dropped
     let text = letter("respawned");
     swaks(&stage, at, Mode::Tls13, &identity, &text);
     home.holds(&text);
+    // The summary is the session's last word, behind its letter's.
+    stage.wait_until_childless("front");
     assert!(stage.log("front").contains(" mode=tls "), "{}", stage.log("front"));
 }
 
