@@ -1,6 +1,7 @@
 """Who is measured, and how each is started, with the same server behind it.
 
-A contender has a way in for each of `plain`, `starttls` and `implicit` (TLS from the first octet) that it can do: a function that
+A contender has a way in for each of `plain`, `starttls`, `implicit` (TLS from the first octet) and `promised` (STARTTLS is said, and all
+goes on in clear) that it can do: a function that
 starts it in a Running before a command (the UCSPI way of writing an SMTP server) and returns the port. The limit of a question is the
 contender named `bare`: no forwarder at all.
 """
@@ -22,7 +23,7 @@ class Contender:
         return port
 
     def secure_way(self):
-        return next((way for way in ("starttls", "implicit") if way in self.ways), None)
+        return next((way for way in ("starttls", "implicit", "promised") if way in self.ways), None)
 
 
 BARE = Contender("bare", {"plain": lambda run, prog: run.tcpserver(prog), "implicit": lambda run, _: run.tls_server()},
@@ -35,12 +36,16 @@ BARE_IN_TLS = "bare: a TLS server (rustls) with a thread for each session, no ma
 # --- ours -------------------------------------------------------------------------------------------------------------------
 
 def wrapper(stage, name, *options, backend="tls", ways=("plain", "starttls"), note=""):
-    """The program of this tree. HOST PORT is a server that speaks TLS, or the same server in plaintext, or there is none."""
+    """The program of this tree. HOST PORT is a server that speaks TLS, or the same server in plaintext, or there is none. To those of --way
+    raw it is one that does not greet."""
+    servers = {"tls": lambda run, prog: run.tls_server(), "plain": lambda run, prog: run.tcpserver(prog),
+               "raw": lambda run, prog: run.tls_server("--silent"), "raw in clear": lambda run, prog: run.tcpserver([stage.sink, "--silent"])}
+
     def command(run, prog):
-        words = [stage.wrapper, *options, "--cert", stage.cert, "--key", stage.key]
+        words = [stage.wrapper, *options, *(["--cert", stage.cert, "--key", stage.key] if "raw" not in options else [])]
         if backend:
             words += ["--trusted-loopback"] * ("--trusted-loopback" in stage.wrapper_help)
-            words += ["127.0.0.1", run.tls_server() if backend == "tls" else run.tcpserver(prog)]
+            words += ["127.0.0.1", servers[backend](run, prog)]
         return [*words, *prog]
     start = lambda run, prog: run.tcpserver(command(run, prog))
     return Contender(name, dict.fromkeys(ways, start), dict.fromkeys(ways, command), note)
@@ -55,7 +60,16 @@ def ours(stage):
                           note="--way plain: one TLS leg, HOST PORT is the same server in plaintext")]
     if "respawn" in stage.wrapper_help:
         found.append(wrapper(stage, "ours respawn", "--way", "respawn", backend=None, ways=("starttls",), note="--way respawn: one TLS leg, to a fresh PROG"))
+    if "raw" in stage.wrapper_help:
+        found.append(wrapper(stage, "ours raw", "--way", "raw", backend="raw", ways=("starttls",),
+                             note="--way raw: the client's TLS goes to HOST PORT by splice, a server that speaks TLS (rustls) and does not greet"))
     return found
+
+
+def raw_in_clear(stage):
+    """The relay of --way raw, from one TCP connection to another, with plaintext in it."""
+    return wrapper(stage, "ours raw, in clear", "--way", "raw", backend="raw in clear", ways=("promised",),
+                   note="--way raw and a client that says STARTTLS and goes on in clear: the same relay, nobody's TLS")
 
 
 # --- peers that start a process for each session ----------------------------------------------------------------------------

@@ -181,9 +181,9 @@ class Running:
         self.forking.append(pid)
         return port
 
-    def tls_server(self):
+    def tls_server(self, *options):
         """The sink that speaks TLS from the first octet: HOST PORT of those that need one."""
-        pid, port = self.said_port([self.stage.sink, "--tls", self.stage.cert, self.stage.key])
+        pid, port = self.said_port([self.stage.sink, "--tls", self.stage.cert, self.stage.key, *options])
         self.daemons.append(pid)
         return port
 

@@ -3,6 +3,7 @@
 //! `bench-sink` serves one session on descriptors 0 and 1, reading the socket or pipe itself in blocks of 64 KiB.
 //! `bench-sink --tls CERT KEY` listens on a port of 127.0.0.1, prints it, and serves sessions by TLS from the first octet, each
 //! in a thread, until it is killed.
+//! With `--silent` at the end either greets nobody, as a server behind `starttls-wrapper --mute`.
 //! A letter is not parsed: its end is CR LF . CR LF at the end of a read, so nothing may be pipelined behind it.
 //!
 //! Two commands are the bench's own, for what SMTP has no command for:
@@ -28,18 +29,20 @@ const END: [u8; 5] = *b"\r\n.\r\n";
 
 fn main() -> io::Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+    let mut words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let greeting = if words.pop_if(|word| *word == "--silent").is_some() { "" } else { "220 sink ESMTP\r\n" };
+    match words[..] {
         [] => {
             let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
             let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-            serve(Ends { input, output })
+            serve(Ends { input, output }, greeting)
         }
-        ["--tls", cert, key] => listen(cert, key),
-        _ => Err(io::Error::other("usage: bench-sink [--tls CERT KEY]")),
+        ["--tls", cert, key] => listen(cert, key, greeting),
+        _ => Err(io::Error::other("usage: bench-sink [--tls CERT KEY] [--silent]")),
     }
 }
 
-fn listen(cert: &str, key: &str) -> io::Result<()> {
+fn listen(cert: &str, key: &str, greeting: &'static str) -> io::Result<()> {
     aws_lc_rs::init(); // the build leaves this to the program
     let chain = CertificateDer::pem_file_iter(cert).map_err(io::Error::other)?;
     let chain = chain.collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?;
@@ -55,19 +58,19 @@ fn listen(cert: &str, key: &str) -> io::Result<()> {
     for socket in listener.incoming() {
         let (socket, config) = (socket?, config.clone());
         // A session that breaks is its own matter.
-        thread::spawn(move || over_tls(socket, config));
+        thread::spawn(move || over_tls(socket, config, greeting));
     }
     Ok(())
 }
 
-fn over_tls(socket: TcpStream, config: Arc<ServerConfig>) -> io::Result<()> {
+fn over_tls(socket: TcpStream, config: Arc<ServerConfig>, greeting: &str) -> io::Result<()> {
     socket.set_nodelay(true)?;
     let output = socket.try_clone()?;
     // rustls asks for 4 KiB at a time; the buffer makes large reads of them.
     let ends = Ends { input: BufReader::with_capacity(4 * BLOCK, socket), output };
     let connection = ServerConnection::new(config).map_err(io::Error::other)?;
     let mut stream = StreamOwned::new(connection, ends);
-    let served = serve(&mut stream);
+    let served = serve(&mut stream, greeting);
     stream.conn.send_close_notify();
     stream.flush()?;
     served
@@ -95,10 +98,10 @@ impl<R, W: Write> Write for Ends<R, W> {
 }
 
 /// One session, until QUIT or the end of the client.
-fn serve(mut stream: impl Read + Write) -> io::Result<()> {
+fn serve(mut stream: impl Read + Write, greeting: &str) -> io::Result<()> {
     let mut block = vec![0; BLOCK];
     let mut held = 0;
-    say(&mut stream, "220 sink ESMTP\r\n")?;
+    say(&mut stream, greeting)?;
     loop {
         while let Some(end) = block[..held].iter().position(|octet| *octet == b'\n') {
             let line = String::from_utf8_lossy(&block[..end]).trim().to_ascii_uppercase();

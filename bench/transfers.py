@@ -1,7 +1,7 @@
 """The questions about what flows: bulk, one command and its reply, and our own two ways of moving plaintext."""
 
 from beside import count_syscalls
-from contenders import BARE_IN_TLS, wrapper
+from contenders import BARE_IN_TLS, raw_in_clear, wrapper
 from measure import Running
 from report import Table
 from rounds import GIB, KIB, MIB, Moment, each, load, plain, row_of, secure, way_of
@@ -22,7 +22,10 @@ def bulk(stage, fields):
     One session, after MAIL and RCPT: a letter to the server, or a reply of the same size to the client (XSEND, a command of the bench's
     mail server, which reads and writes blocks of 64 KiB). Clocks are read before and after the transfer, per GiB; `its own` is the
     contender without UCSPI server and mail server, and so is the memory. System calls of the whole tree are counted in a transfer of their own, by
-    strace, which slows what it counts. In TLS, `bare` is a mail server with TLS, and the tree of `ours` has such a one as HOST PORT."""
+    strace, which slows what it counts. In TLS, `bare` is a mail server with TLS, and the tree of `ours` has such a one as HOST PORT. `ours raw, in
+    clear` is no TLS at all: what `ours raw` is held against."""
+    if any(one.name == "ours raw" for one in fields):
+        fields = [*fields, raw_in_clear(stage)]
     tables = []
     for tls in (False, True):
         for from_server in (False, True):
@@ -36,6 +39,8 @@ def bulk(stage, fields):
         table.goal("ours", "own", 750, "two TLS legs, own ms per GiB")
         for one_leg in ("ours keep", "ours plain"):
             table.goal(one_leg, "own", 550, f"one TLS leg ({one_leg}), own ms per GiB")
+        if clear := table.figure("ours raw, in clear", "own"):
+            table.goal("ours raw", "own", round(clear.median), "ours raw, own ms per GiB: at most that of the same relay in clear")
     return tables
 
 

@@ -18,6 +18,8 @@ const BLOCK: usize = 256 * 1024;
 pub(crate) enum Tls {
     Never,
     ByCommand,
+    /// Never, though STARTTLS is said: to see what a relay that reads nothing costs without it.
+    Promised,
     AtOnce,
 }
 
@@ -91,9 +93,11 @@ impl Client {
     /// EHLO, and STARTTLS and EHLO again where that is the server's way.
     pub(crate) fn hello(&mut self, server: &Server) -> io::Result<()> {
         self.ask("EHLO client.example", 250)?;
-        if server.tls == Tls::ByCommand {
+        if matches!(server.tls, Tls::ByCommand | Tls::Promised) {
             self.ask("STARTTLS", 220)?;
-            self.secure(server)?;
+            if server.tls == Tls::ByCommand {
+                self.secure(server)?;
+            }
             self.ask("EHLO client.example", 250)?;
         }
         Ok(())

@@ -8,7 +8,7 @@
 //! bench-load chunk    XCHUNK of the sink                    --block N --count N
 //! bench-load hold     sessions that are silent              --sessions N [--snoop]
 //! ```
-//! All: --port N, --tls starttls|implicit, --ca FILE, --resume (keep tickets), --patience SECONDS.
+//! All: --port N, --tls starttls|implicit|promised (STARTTLS is said and all goes on in clear), --ca FILE, --resume (keep tickets), --patience SECONDS.
 //! The last four print `ready` before what is measured and their JSON after it, and wait for a line on stdin each time, so
 //! that whoever runs us can read the clocks of the server's processes while the session is still there.
 
@@ -78,6 +78,7 @@ fn wishes() -> Result<Wishes, Box<dyn std::error::Error + Send + Sync>> {
                 tls = match parser.value()?.string()?.as_str() {
                     "starttls" => Tls::ByCommand,
                     "implicit" => Tls::AtOnce,
+                    "promised" => Tls::Promised,
                     other => return Err(format!("--tls {other}").into()),
                 };
             }
