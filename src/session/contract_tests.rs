@@ -4,15 +4,29 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{BackendEnd, ClientEnd, EndReason, Note, Phase, Policy, Session, Way, limits};
+use super::policy::Replay;
+use super::{BackendEnd, ChildEnd, ClientEnd, EndReason, Note, Phase, Policy, Session, Way, limits};
+use crate::smtp::command::Verb;
+use crate::smtp::line::LIMIT;
+
+/// All phases that a session comes to by this way, but for the last.
+fn phases(way: Way) -> Vec<Phase> {
+    let clear: &[Phase] = if way == Way::Mute { &[] } else { &[Phase::Snoop, Phase::RelayPlain] };
+    [clear, Phase::steps(way), &[Phase::RelayTls]].concat()
+}
 
 /// A session that has come so far, with nothing unwritten.
 fn at(phase: Phase, way: Way, now: Instant) -> Session {
-    let mut session = Session::new(Arc::new(Policy { way, ..Policy::default() }), now);
-    session.handle_child(b"220 h\r\n", now);
+    // By --mute the child is told what else a client would have said, and been heard.
+    let told = if way == Way::Mute { vec![(Verb::Ehlo, b"EHLO c".to_vec())] } else { Vec::new() };
+    let replay = if way == Way::Mute { Replay::All } else { Replay::Hello };
+    let mut session = Session::new(Arc::new(Policy { way, told, replay, ..Policy::default() }), now);
+    if way != Way::Mute {
+        session.handle_child(b"220 h\r\n", now);
+    }
     if phase == Phase::RelayPlain {
         session.handle_client(b"MAIL FROM:<>\r\n", now);
-    } else if phase != Phase::Snoop {
+    } else if phase != Phase::Snoop && way != Way::Mute {
         session.handle_client(b"EHLO c\r\n", now);
         session.handle_child(b"250 h\r\n", now);
         session.handle_client(b"STARTTLS\r\n", now);
@@ -25,6 +39,8 @@ fn at(phase: Phase, way: Way, now: Instant) -> Session {
         match session.phase() {
             Phase::Dial => session.handle_dialled(now),
             Phase::SecureBackend => session.handle_backend_secured(now),
+            Phase::Start => session.handle_started(now),
+            Phase::Tell => session.handle_told(now),
             Phase::Greeting => session.handle_backend(b"220 b\r\n", now),
             Phase::Replay => session.handle_backend(b"250 b\r\n", now),
             Phase::Commit => session.handle_quiet(now),
@@ -74,15 +90,37 @@ fn the_client_is_read_until_a_queue_is_over_its_limit() {
 #[test]
 fn one_octet_is_read_where_it_would_be_one_too_many_and_none_where_it_is_not_for_us() {
     let now = Instant::now();
-    for phase in Phase::steps(Way::Tls) {
-        let expected = match phase {
-            Phase::Announce | Phase::SecureClient => 0,
-            Phase::Gate => 2 * crate::smtp::line::LIMIT,
-            _ => 1,
-        };
-        assert_eq!(at(*phase, Way::Tls, now).client_room(), expected, "{phase:?}");
+    for way in Way::EVERY {
+        let announced = Phase::steps(way).iter().position(|phase| *phase == Phase::Announce);
+        for phase in phases(way) {
+            let place = Phase::steps(way).iter().position(|step| *step == phase);
+            let expected = match phase {
+                Phase::Announce | Phase::SecureClient | Phase::RelayPlain | Phase::RelayTls => 0,
+                Phase::Snoop => 2 * LIMIT,
+                _ if place < announced => 1,
+                _ => 2 * LIMIT,
+            };
+            assert_eq!(at(phase, way, now).client_room(), expected, "{way}, {phase:?}");
+        }
     }
-    assert_eq!(at(Phase::RelayPlain, Way::Tls, now).client_room(), 0);
+}
+
+#[test]
+fn octets_of_the_client_that_nobody_reads_are_a_bug_and_those_between_starttls_and_its_220_an_attack() {
+    let now = Instant::now();
+    for way in Way::EVERY {
+        for phase in phases(way) {
+            let mut session = at(phase, way, now);
+            let (room, before) = (session.client_room(), session.to_backend.len());
+            session.handle_client(b"N", now);
+            match (session.end(), room) {
+                (Some(EndReason::Bug(_)), 0) | (None, LIMIT..) => {}
+                (Some(EndReason::Client(ClientEnd::BytesAfterStarttls)), 1) => {}
+                (end, room) => panic!("{way}, {phase:?}, room for {room}: {end:?}"),
+            }
+            assert_eq!(session.to_backend.len(), before, "{way}, {phase:?}");
+        }
+    }
 }
 
 #[test]
@@ -110,17 +148,17 @@ fn commands_are_taken_until_a_queue_is_over_its_limit() {
 #[test]
 fn a_server_is_read_in_its_phases_until_the_client_has_enough_before_it() {
     let now = Instant::now();
-    for way in [Way::Tls, Way::Plain, Way::Keep] {
-        for phase in Phase::steps(way).iter().chain(&[Phase::Snoop, Phase::RelayPlain, Phase::RelayTls]) {
-            let mut session = at(*phase, way, now);
-            assert_eq!(session.wants_child(), *phase == Phase::Snoop, "{way}, {phase:?}");
+    for way in Way::EVERY {
+        for phase in phases(way) {
+            let mut session = at(phase, way, now);
+            assert_eq!(session.wants_child(), phase == Phase::Snoop, "{way}, {phase:?}");
             let wants_backend = matches!(phase, Phase::Greeting | Phase::Replay | Phase::Gate);
             assert_eq!(session.wants_backend(), wants_backend, "{way}, {phase:?}");
             session.to_client.push(&[b'a'; limits::TO_CLIENT]);
-            assert_eq!((session.wants_child(), session.wants_backend()), (*phase == Phase::Snoop, wants_backend));
+            assert_eq!((session.wants_child(), session.wants_backend()), (phase == Phase::Snoop, wants_backend));
             session.to_client.push(b"a");
             assert!(!session.wants_child(), "{way}, {phase:?}");
-            assert_eq!(session.wants_backend(), wants_backend && *phase != Phase::Gate, "{way}, {phase:?}");
+            assert_eq!(session.wants_backend(), wants_backend && phase != Phase::Gate, "{way}, {phase:?}");
         }
     }
 }
@@ -231,4 +269,85 @@ fn so_many_hand_overs_may_fail_and_each_is_noted() {
     let failed = notes.iter().filter(|note| matches!(note, Note::HandoverFailed(_))).count();
     assert_eq!((failed, notes.len()), (limits::HANDOVERS as usize, failed + 1), "{notes:?}");
     assert_eq!(notes.last(), Some(&Note::TooManyHandovers));
+}
+
+#[test]
+fn a_child_gone_before_its_greeting_is_to_blame_and_not_a_client_that_has_said_all_it_had_to_say() {
+    let now = Instant::now();
+    let mut session = Session::new(Arc::new(Policy::default()), now);
+    session.handle_client(b"QUIT\r\n", now);
+    session.handle_client_eof(now);
+    session.handle_child_eof(now);
+    assert_eq!(session.end(), Some(&EndReason::Child(ChildEnd::Gone)));
+}
+
+#[test]
+fn an_ehlo_reply_is_edited_whose_lines_are_many_and_each_is_short() {
+    let now = Instant::now();
+    let mut session = at(Phase::Snoop, Way::Tls, now);
+    session.handle_client(b"EHLO c\r\n", now);
+    let line = [b"250-X", &[b'a'; 400][..], b"\r\n"].concat();
+    session.handle_child(&[&line.repeat(40)[..], b"250 HELP\r\n"].concat(), now);
+    let said = session.to_client.as_slice();
+    assert_eq!(said[line.len()..][..b"250-STARTTLS\r\n".len()], *b"250-STARTTLS\r\n");
+}
+
+#[test]
+fn what_is_recorded_fills_its_room_and_an_octet_more_is_too_long_to_be_replayed() {
+    let now = Instant::now();
+    for (replay, over, is_told) in [(Replay::All, 0, true), (Replay::All, 1, false), (Replay::Hello, 1, true)] {
+        let policy = Policy { way: Way::Plain, replay, ..Policy::default() };
+        let mut session = Session::new(Arc::new(policy), now);
+        session.handle_child(b"220 h\r\n", now);
+        // Each takes its CRLF more, but for the last.
+        let lines = limits::TRANSCRIPT / 1024;
+        for number in 1..=lines {
+            let length = if number == lines { 1024 + over } else { 1022 };
+            session.handle_client(&[b"NOOP ", &vec![b'a'; length - 5][..], b"\r\n"].concat(), now);
+            session.handle_child(b"250 h\r\n", now);
+            written(&mut session, now);
+        }
+        session.handle_client(b"STARTTLS\r\n", now);
+        session.handle_dialled(now);
+        assert_eq!(session.phase() == Phase::Greeting, is_told, "{replay:?}, {over} over");
+        assert_eq!(session.to_client.as_slice().starts_with(b"454 "), !is_told);
+    }
+}
+
+#[test]
+fn a_backends_reply_is_as_long_as_the_limit_and_no_longer() {
+    let now = Instant::now();
+    for (over, is_heard) in [(0, true), (1, false)] {
+        let mut session = at(Phase::Greeting, Way::Plain, now);
+        let greeting = [b"220 ", &vec![b'a'; limits::BACKEND_REPLY + over - 6][..], b"\r\n"].concat();
+        session.handle_backend(&greeting, now);
+        assert_eq!(session.phase() == Phase::Replay, is_heard, "{over} over");
+    }
+}
+
+#[test]
+fn a_child_that_speaks_when_it_is_kept_already_can_not_be_followed_any_more() {
+    for way in [Way::Keep, Way::UcspiTls] {
+        let now = Instant::now();
+        let mut session = at(Phase::Commit, way, now);
+        session.handle_backend(b"250 Ok\r\n", now);
+        assert_eq!(session.end(), Some(&EndReason::Child(ChildEnd::LostStep)));
+        assert!(session.to_client.as_slice().starts_with(b"454 "));
+    }
+}
+
+#[test]
+fn an_unanswered_unknown_verb_cuts_off_when_its_own_time_is_over_and_only_if_more_has_come() {
+    let start = Instant::now();
+    let short = limits::UNKNOWN_VERB - Duration::from_secs(1);
+    for (more, snoop) in [(&b"NOOP\r\n"[..], short), (b"", Duration::from_secs(300))] {
+        let mut policy = Policy::default();
+        policy.timeouts.snoop = snoop;
+        let mut session = Session::new(Arc::new(policy), start);
+        session.handle_child(b"220 h\r\n", start);
+        session.handle_client(b"XYZZY\r\n", start);
+        session.handle_client(more, start);
+        session.handle_timeout(start + snoop);
+        assert_eq!(session.end(), Some(&EndReason::Timeout(Phase::Snoop)), "{more:?}");
+    }
 }

@@ -35,6 +35,20 @@ impl Way {
     pub const ALL: [Self; 7] =
         [Self::Tls, Self::Plain, Self::Keep, Self::Respawn, Self::Raw, Self::TlsLate, Self::PlainLate];
 
+    /// Every one.
+    pub const EVERY: [Self; 10] = [
+        Self::Tls,
+        Self::Plain,
+        Self::Keep,
+        Self::Respawn,
+        Self::Raw,
+        Self::TlsLate,
+        Self::PlainLate,
+        Self::UcspiTls,
+        Self::UcspiRespawn,
+        Self::Mute,
+    ];
+
     /// All that have a word on the command line.
     pub const NAMED: [Self; 7] =
         [Self::Tls, Self::Plain, Self::Keep, Self::Respawn, Self::Raw, Self::UcspiTls, Self::UcspiRespawn];
@@ -124,5 +138,44 @@ impl Way {
 impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What each is, in a word where it is.
+    const TABLE: [(&str, &str); 10] = [
+        ("tls", "dials secures ends"),
+        ("plain", "dials clear ends"),
+        ("keep", "keeps ends"),
+        ("respawn", "respawns ends"),
+        ("raw", "dials"),
+        ("tls-late", "dials late secures ends"),
+        ("plain-late", "dials late clear ends"),
+        ("ucspi-tls", "keeps ucspi"),
+        ("ucspi-tls-respawn", "respawns ucspi"),
+        ("mute", ""),
+    ];
+
+    #[test]
+    fn each_way_is_what_its_line_says() {
+        for (way, (name, expected)) in Way::EVERY.into_iter().zip(TABLE) {
+            let words = [
+                (way.dials(), "dials"),
+                (way.is_late(), "late"),
+                (way.secures_host(), "secures"),
+                (way.is_clear(), "clear"),
+                (way.keeps(), "keeps"),
+                (way.respawns(), "respawns"),
+                (way.is_ucspi_tls(), "ucspi"),
+                (way.ends_tls(), "ends"),
+            ];
+            let is: Vec<&str> = words.into_iter().filter_map(|(is, word)| is.then_some(word)).collect();
+            assert_eq!((way.to_string().as_str(), is.join(" ").as_str()), (name, expected));
+            let late = Way::EVERY.into_iter().find(|late| late.name() == format!("{name}-late"));
+            assert_eq!(way.late(), late);
+        }
     }
 }

@@ -277,6 +277,27 @@ mod tests {
     }
 
     #[test]
+    fn a_verb_as_long_as_a_line_is_none() {
+        for (length, is_shown) in [(LIMIT - 1, true), (LIMIT, false)] {
+            let mut lines = Lines::default();
+            lines.push(&vec![b'a'; length]);
+            lines.push(b" ");
+            assert_eq!(matches!(lines.peek(), Peek::Head(_)), is_shown, "{length}");
+        }
+    }
+
+    #[test]
+    fn a_line_is_too_long_as_soon_as_its_lf_could_only_be_one_too_many() {
+        for (length, is_faulty) in [(LIMIT - 2, false), (LIMIT - 1, true)] {
+            let mut lines = Lines::default();
+            lines.push(&vec![b'a'; length]);
+            lines.push(b"\r");
+            assert_eq!(lines.peek(), Peek::Incomplete);
+            assert_eq!(lines.is_faulty(), is_faulty, "{length}");
+        }
+    }
+
+    #[test]
     fn a_nul_in_the_verb_comes_before_the_verb() {
         let mut lines = Lines::default();
         lines.push(b"MAIL\0 FROM:<>\r\n");

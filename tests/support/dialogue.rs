@@ -225,7 +225,7 @@ fn read_header(dialogue: &mut Dialogue, head: &str, rest: &str) -> Result<(), St
     match (head, rest) {
         ("options", _) => dialogue.options = rest.split_whitespace().map(str::to_owned).collect(),
         ("way", _) => {
-            let named = Way::ALL.into_iter().find(|way| way.name() == rest);
+            let named = Way::EVERY.into_iter().find(|way| way.name() == rest);
             dialogue.way = named.ok_or_else(|| format!("no such way: {rest}"))?;
         }
         ("cert", "none") => dialogue.certificate = false,

@@ -17,6 +17,11 @@ pub(crate) fn way_options(way: Way) -> Vec<&'static str> {
 
 /// The error names the file, and what is wrong with its options.
 pub(crate) fn policy(dialogue: &Dialogue) -> Result<Policy, String> {
+    policy_of(dialogue, "")
+}
+
+/// The same, with `STARTTLS_REPLAY` set to this.
+pub(crate) fn policy_of(dialogue: &Dialogue, replay: &str) -> Result<Policy, String> {
     let mut words = dialogue.options.clone();
     if dialogue.certificate && dialogue.way.ends_tls() {
         words.extend(["--cert".to_owned(), "none.pem".to_owned()]);
@@ -24,7 +29,8 @@ pub(crate) fn policy(dialogue: &Dialogue) -> Result<Policy, String> {
     words.extend(way_options(dialogue.way).iter().map(|word| (*word).to_owned()));
     words.extend(["localhost", "465"].iter().filter(|_| dialogue.way.dials()).map(|word| (*word).to_owned()));
     words.push("smtpd".to_owned());
-    match read(words.into_iter().map(Into::into), |_| None) {
+    let environment = |name: &str| (name == "STARTTLS_REPLAY").then(|| replay.into());
+    match read(words.into_iter().map(Into::into), environment) {
         Ok(Invocation::Serve(config)) => Ok(config.policy),
         Ok(other) => Err(format!("{}: the options ask for no session: {other:?}", dialogue.path.display())),
         Err(fatal) => Err(format!("{}: {fatal}", dialogue.path.display())),

@@ -8,6 +8,7 @@
 //! | `cut: N` | segments come in pieces of N octets |
 //! | `! stall s` `! stall k` `! stall b` | client, child, backend takes nothing from here on |
 //! | `! flow` | all take again |
+//! | `told: LINE` | with `way: mute`: a command of the environment's `STARTTLS_REPLAY` |
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use std::time::Duration;
 use starttls_wrapper::session::Policy;
 
 use super::dialogue::{self, Dialogue, Side};
-use super::policy::policy;
+use super::policy::policy_of;
 
 /// Octets of one input, once expanded.
 const MOST: usize = 160 * 1024;
@@ -42,11 +43,13 @@ pub(crate) struct Script {
 #[must_use]
 pub(crate) fn parse(input: &[u8]) -> Option<Script> {
     let mut dialogue = Dialogue::new(Path::new("input"));
-    let (mut piece, mut deeds, mut left) = (usize::MAX, Vec::new(), MOST);
+    let (mut piece, mut deeds, mut left, mut told) = (usize::MAX, Vec::new(), MOST, String::new());
     for line in input.split(|octet| *octet == b'\n') {
         let line = String::from_utf8_lossy(line);
         if let Some(size) = line.strip_prefix("cut: ") {
             piece = size.parse().ok().filter(|size| *size > 0).unwrap_or(piece);
+        } else if let Some(command) = line.strip_prefix("told: ") {
+            told = format!("{told}{command}\n");
         } else if let Some(deed) = ours(&line) {
             deeds.push(deed);
         } else {
@@ -56,7 +59,7 @@ pub(crate) fn parse(input: &[u8]) -> Option<Script> {
             deeds.extend(dialogue.steps.drain(..).filter_map(|step| done(step.deed, &mut left)));
         }
     }
-    Some(Script { policy: policy(&dialogue).ok()?, piece, deeds })
+    Some(Script { policy: policy_of(&dialogue, &told).ok()?, piece, deeds })
 }
 
 fn ours(line: &str) -> Option<Deed> {

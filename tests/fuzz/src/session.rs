@@ -47,7 +47,7 @@ pub(crate) fn outcome(input: &[u8]) -> Option<(Way, Phase)> {
 fn play(script: Script) -> Phase {
     let now = Instant::now();
     let mut owner = Owner {
-        witness: Witness::new(script.policy.way),
+        witness: Witness::new(&script.policy),
         session: Session::new(Arc::new(script.policy), now),
         now,
         peers: Default::default(),
@@ -84,7 +84,8 @@ impl Owner {
 
     /// Who goes on behind TLS.
     fn behind(&self) -> Side {
-        if self.witness.way == Way::Keep { Side::Child } else { Side::Backend }
+        let is_child = self.witness.way.keeps() || self.witness.way == Way::Mute;
+        if is_child { Side::Child } else { Side::Backend }
     }
 
     fn peer(&mut self, side: Side) -> &mut Peer {

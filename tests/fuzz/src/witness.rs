@@ -3,21 +3,24 @@
 //! 1. Nothing for the child is queued but while snooping, and nothing after the hand-over has begun; no client octet that came behind
 //!    STARTTLS goes on: the session moves to `Dial` only when the client has said nothing behind the STARTTLS line, and an octet
 //!    that comes during the hand-over ends it.
-//! 2. The backend gets, before the client's TLS, only lines that the child got before, and in TLS only what came inside TLS. In the way
-//!    `keep` it is the child itself, which gets RSET then and nothing else.
+//! 2. The backend gets, before the gate, only lines that the child got before, and then only what came inside TLS. In the way
+//!    `keep` it is the child itself, which gets RSET then and nothing else; behind `--mute`, what it is told by the operator.
 //! 3. What a server gets of a stream is some of its lines, in order and normal, none with a fault, and from a cutoff on all the
 //!    octets as they were given.
 //! 4. Replies: one for each command, as long as the child gives one for each line.
-//! 5. The 220 is alone in the queue, and nothing is queued for the client between it and its TLS.
+//! 5. The 220 is alone in the queue, and nothing is queued for the client between it and its TLS. Inside TLS the client hears nothing
+//!    of a server's greeting and of its replies to a replay.
 //! 6. The queues and the session's memory are capped; no bug of ours is reported; `Close` stays.
 
-use starttls_wrapper::session::{ClientEnd, EndReason, Phase, Session, Way, limits};
+use starttls_wrapper::session::{ClientEnd, EndReason, Phase, Policy, Session, Way, limits};
 use starttls_wrapper::smtp::command::{Kind, Verb, argument};
 use starttls_wrapper::smtp::line::LIMIT;
 
 use super::lines::{accounts_for, lines};
 use super::memory;
 
+/// What we say inside TLS.
+const OURS_INSIDE: [&[u8]; 4] = [b"421 4.", b"500 5.5.", b"503 5.5.1 Send EHLO first", b"550 5.5.1"];
 const READY: &[u8] = b"220 2.0.0 Ready to start TLS\r\n";
 /// What one call may add to a queue: what it was given, what was held, one of our replies for each that is owed.
 const CALL: usize = 8 * 1024 + limits::EHLO_REPLY + 2 * LIMIT + limits::REPLIES_OWED * 64;
@@ -47,6 +50,8 @@ pub struct Witness {
     to_client: Vec<u8>,
     to_child: Vec<u8>,
     to_backend: Vec<u8>,
+    /// What the operator has the child told.
+    told: Vec<u8>,
     /// Of `to_backend`, what was queued before the client's TLS.
     replayed: usize,
     inside_tls: bool,
@@ -78,10 +83,12 @@ fn whole_lines(octets: &[u8]) -> usize {
 }
 
 impl Witness {
-    /// A session that goes this way begins.
+    /// A session with this policy begins.
     #[must_use]
-    pub fn new(way: Way) -> Self {
-        Self { way, ..Self::default() }
+    pub fn new(policy: &Policy) -> Self {
+        let is_mute = policy.way == Way::Mute;
+        let told = policy.told.iter().flat_map(|(_, line)| [line, &b"\r\n"[..]].concat());
+        Self { way: policy.way, inside_tls: is_mute, told: told.collect(), ..Self::default() }
     }
 
     /// Makes one call to the session and looks at what it did.
@@ -149,13 +156,13 @@ impl Witness {
                 "{before:?}: the backend gets \"{}\"",
                 shown(fresh)
             );
-            if self.way == Way::Keep {
+            if self.way.keeps() {
                 assert!(fresh == b"RSET\r\n", "the child is asked \"{}\"", shown(fresh));
                 return;
             }
             for line in lines(fresh) {
                 assert!(
-                    lines(&self.to_child).any(|said| said == line),
+                    lines(&self.to_child).chain(lines(&self.told)).any(|said| said == line),
                     "\"{}\" is new to the backend",
                     shown(line.raw)
                 );
@@ -182,6 +189,11 @@ impl Witness {
         {
             let ours = fresh.is_empty() || fresh.starts_with(b"454 ") || fresh.starts_with(b"421 ");
             assert!(ours, "the backend said \"{}\" and the client got \"{}\"", shown(octets), shown(fresh));
+        }
+        if matches!(given, Given::Backend(_)) && before.is_inside(self.way) && before.is_reaching() {
+            // With the last answer the gate opens its mouth.
+            let is_ours = |line: &[u8]| OURS_INSIDE.iter().any(|ours| line.starts_with(ours));
+            assert!(lines(fresh).all(|line| is_ours(line.raw)), "inside TLS, unasked: \"{}\"", shown(fresh));
         }
     }
 
