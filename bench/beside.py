@@ -10,16 +10,17 @@ from measure import Failure, read, status, wait_until
 
 
 class Load:
-    """bench-load. `answer` for the modes that run through; `go` and `close` for those with two pauses."""
+    """bench-load, killed after `lasts` seconds. `answer` for the modes that run through; `go` and `close` for those with two pauses."""
 
-    def __init__(self, stage, port, tls, mode, *options):
+    def __init__(self, stage, port, tls, mode, *options, lasts):
         flags = ["--tls", tls] if tls else []
         command = [stage.load, mode, "--port", port, "--ca", stage.cert, *flags, *options]
         self.stage = stage
         self.child = subprocess.Popen([str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                       stderr=subprocess.PIPE, text=True)
         stage.children.append(self.child)
-        self.timer = threading.Timer(120, self.child.kill)
+        self.lasts = lasts
+        self.timer = threading.Timer(lasts, self.child.kill)
         self.timer.start()
 
     def __enter__(self):
@@ -28,7 +29,7 @@ class Load:
     def line(self):
         line = self.child.stdout.readline().strip()
         if not line:
-            said = self.child.stderr.read().strip() or "the load generator was stopped after 120 s"
+            said = self.child.stderr.read().strip() or f"the load generator was stopped after {self.lasts} s"
             raise Failure(said.removeprefix("bench-load: "))
         return line
 

@@ -1,14 +1,13 @@
 """Who is measured, and how each is started, with the same server behind it.
 
 A contender has a way in for each of `plain`, `starttls`, `implicit` (TLS from the first octet) and `promised` (STARTTLS is said, and all
-goes on in clear) that it can do: a function that
-starts it in a Running before a command (the UCSPI way of writing an SMTP server) and returns the port. The limit of a question is the
-contender named `bare`: no forwarder at all.
+goes on in clear) that it can do: a function that starts it in a Running before a command (the UCSPI way of writing an SMTP server) and
+returns the port. The limit of a question is the contender named `bare`: no forwarder at all.
 """
 
 import shlex
 
-from measure import free_port
+from measure import NoStart, free_port
 
 
 class Contender:
@@ -16,11 +15,22 @@ class Contender:
 
     def __init__(self, name, ways, alone=None, note=""):
         self.name, self.ways, self.alone, self.note = name, ways, alone or {}, note
+        self.lost = {}
 
     def start(self, way, run, prog):
-        port = self.ways[way](run, prog)
+        """One that did not start is not waited for again."""
+        if way in self.lost:
+            raise self.lost[way]
+        try:
+            port = self.ways[way](run, prog)
+        except NoStart as why:
+            self.lost[way] = why
+            raise
         run.ready()
         return port
+
+    def is_ours(self):
+        return self.name.startswith("ours")
 
     def secure_way(self):
         return next((way for way in ("starttls", "implicit", "promised") if way in self.ways), None)
@@ -35,40 +45,39 @@ BARE_IN_TLS = "bare: a TLS server (rustls) with a thread for each session, no ma
 
 # --- ours -------------------------------------------------------------------------------------------------------------------
 
-def wrapper(stage, name, *options, backend="tls", ways=("plain", "starttls"), note=""):
-    """The program of this tree. HOST PORT is a server that speaks TLS, or the same server in plaintext, or there is none. To those of --way
-    raw it is one that does not greet."""
+def wrapper(name, *options, backend="tls", ways=("plain", "starttls"), note=""):
+    """The program of this tree. HOST PORT is a server that speaks TLS, or the same server in plaintext, or there is none. To those of
+    --way raw it is one that does not greet."""
     servers = {"tls": lambda run, prog: run.tls_server(), "plain": lambda run, prog: run.tcpserver(prog),
-               "raw": lambda run, prog: run.tls_server("--silent"), "raw in clear": lambda run, prog: run.tcpserver([stage.sink, "--silent"])}
+               "raw": lambda run, prog: run.tls_server("--silent"),
+               "raw in clear": lambda run, prog: run.tcpserver([run.stage.sink, "--silent"])}
 
     def command(run, prog):
+        stage = run.stage
         words = [stage.wrapper, *options, *(["--cert", stage.cert, "--key", stage.key] if "raw" not in options else [])]
         if backend:
-            words += ["--trusted-loopback"] * ("--trusted-loopback" in stage.wrapper_help)
+            words += ["--trusted-loopback"] * ("--trusted-loopback" in stage.wrapper_help)  # older builds do not know it
             words += ["127.0.0.1", servers[backend](run, prog)]
         return [*words, *prog]
     start = lambda run, prog: run.tcpserver(command(run, prog))
     return Contender(name, dict.fromkeys(ways, start), dict.fromkeys(ways, command), note)
 
 
-def ours(stage):
-    found = [wrapper(stage, "ours", note="plaintext by splice; in TLS two legs, the backend is a server that speaks TLS (rustls)"),
-             wrapper(stage, "ours copy", "--relay", "copy", ways=("plain",), note="the same with --relay copy")]
-    if "--way" in stage.wrapper_help:
-        found += [wrapper(stage, "ours keep", "--way", "keep", backend=None, ways=("starttls",), note="--way keep: one TLS leg, to PROG"),
-                  wrapper(stage, "ours plain", "--way", "plain", backend="plain", ways=("starttls",),
-                          note="--way plain: one TLS leg, HOST PORT is the same server in plaintext")]
-    if "respawn" in stage.wrapper_help:
-        found.append(wrapper(stage, "ours respawn", "--way", "respawn", backend=None, ways=("starttls",), note="--way respawn: one TLS leg, to a fresh PROG"))
-    if "raw" in stage.wrapper_help:
-        found.append(wrapper(stage, "ours raw", "--way", "raw", backend="raw", ways=("starttls",),
-                             note="--way raw: the client's TLS goes to HOST PORT by splice, a server that speaks TLS (rustls) and does not greet"))
-    return found
+def ours():
+    tls = {"ways": ("starttls",)}
+    return [wrapper("ours", note="plaintext by splice; in TLS two legs, the backend is a server that speaks TLS (rustls)"),
+            wrapper("ours copy", "--relay", "copy", ways=("plain",), note="the same with --relay copy"),
+            wrapper("ours keep", "--way", "keep", backend=None, **tls, note="--way keep: one TLS leg, to PROG"),
+            wrapper("ours plain", "--way", "plain", backend="plain", **tls,
+                    note="--way plain: one TLS leg, HOST PORT is the same server in plaintext"),
+            wrapper("ours respawn", "--way", "respawn", backend=None, **tls, note="--way respawn: one TLS leg, to a fresh PROG"),
+            wrapper("ours raw", "--way", "raw", backend="raw", **tls,
+                    note="--way raw: the client's TLS goes to HOST PORT by splice, a server that speaks TLS (rustls) and does not greet")]
 
 
-def raw_in_clear(stage):
+def raw_in_clear():
     """The relay of --way raw, from one TCP connection to another, with plaintext in it."""
-    return wrapper(stage, "ours raw, in clear", "--way", "raw", backend="raw in clear", ways=("promised",),
+    return wrapper("ours raw, in clear", "--way", "raw", backend="raw in clear", ways=("promised",),
                    note="--way raw and a client that says STARTTLS and goes on in clear: the same relay, nobody's TLS")
 
 
@@ -195,6 +204,7 @@ mail {{
   server {{
     listen 127.0.0.1:{port} backlog=1100;
     protocol smtp;
+    timeout 300s;
     smtp_auth none;
     xclient off;
     starttls on;
@@ -212,8 +222,8 @@ def hitch(run, prog):
                        f"--backend=[127.0.0.1]:{behind}", run.stage.pem], port)
 
 
-def everyone(stage, strangers):
-    """In the order of the tables. Which of them can do what is in their ways."""
+def everyone(strangers):
+    """In the order of the tables. Which of them can do what is in their ways. ValueError where a stranger can't have its row."""
     mail = nginx(nginx_mail, "mail")
     splice = "option splice-request\n  option splice-response"
     peers = [
@@ -228,6 +238,13 @@ def everyone(stage, strangers):
         Contender("hitch", {"implicit": hitch}, note="TLS from the first octet, no STARTTLS"),
         Contender("socat", {"plain": socat}, note="a process for each session, no TLS"),
     ]
-    return [BARE, *ours(stage), *peers, *(stranger(*pair) for pair in strangers)]
+    found = [BARE, *ours(), *peers]
+    for name, command in strangers:
+        if not name.strip() or not command.strip():
+            raise ValueError(f"{name}={command}: NAME=COMMAND, neither of them empty")
+        if name in (one.name for one in found) or name.startswith("ours"):
+            raise ValueError(f"{name}=...: that name is taken")
+        found.append(stranger(name, command))
+    return found
 
 

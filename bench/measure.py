@@ -16,6 +16,7 @@ import os
 import pathlib
 import signal
 import socket
+import tempfile
 import threading
 import time
 
@@ -24,11 +25,16 @@ UCSPI = {"PROTO": "TCP", "TCPLOCALIP": "127.0.0.1", "TCPLOCALPORT": "25", "TCPLO
          "TCPREMOTEIP": "127.0.0.1", "TCPREMOTEPORT": "50000"}
 # Not the contender's own: the UCSPI server, the mail server. Names as the kernel cuts them.
 BYSTANDERS = {"tcpserver", "mailfront", "bench-sink"}
-PATIENCE = 40  # seconds that anything may take to start or to end
+PATIENCE = 40  # seconds that anything may take to end
+DEAF = 5  # seconds after which a daemon that does not listen never will
 
 
 class Failure(Exception):
     """A contender does not do what is asked of it; its row says so."""
+
+
+class NoStart(Failure):
+    """It does not even start; its last words are in here."""
 
 
 def become_subreaper():
@@ -36,11 +42,11 @@ def become_subreaper():
         raise OSError(ctypes.get_errno(), "prctl")
 
 
-def wait_until(condition, what):
-    deadline = time.monotonic() + PATIENCE
+def wait_until(condition, what, seconds=None, failure=Failure):
+    deadline = time.monotonic() + (PATIENCE if seconds is None else seconds)
     while not (found := condition()):
         if time.monotonic() > deadline:
-            raise Failure(what)
+            raise failure(what)
         time.sleep(0.005)
     return found
 
@@ -137,7 +143,9 @@ class Usage:
 
 
 class Running:
-    """The processes of one contender; `with Running(stage) as run: port = contender.start(run, prog)`; `usage` afterwards."""
+    """The processes of one contender; `with Running(stage) as run: port = contender.start(way, run, prog)`; `usage` afterwards.
+
+    What fails in there is told with the last words of these processes, or as the death of one that ran when all were ready."""
 
     def __init__(self, stage):
         self.stage = stage
@@ -146,18 +154,24 @@ class Running:
         self.usage = Usage()
 
     def __enter__(self):
+        file, self.errors = tempfile.mkstemp(prefix="stderr-", dir=self.stage.folder)
+        os.close(file)
         return self
+
+    def last_words(self):
+        lines = [line.strip() for line in pathlib.Path(self.errors).read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1] if lines else "nothing said"
 
     def spawn(self, command, output=None):
         """posix_spawn: between clone and exec nothing of ours runs on the child's account."""
         actions = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
                    (os.POSIX_SPAWN_DUP2, output, 1) if output is not None
                    else (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
-                   (os.POSIX_SPAWN_OPEN, 2, self.stage.errors, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)]
+                   (os.POSIX_SPAWN_OPEN, 2, self.errors, os.O_WRONLY | os.O_APPEND, 0)]
         try:
             pid = os.posix_spawnp(command[0], [str(word) for word in command], self.stage.env, file_actions=actions)
         except OSError as error:
-            raise Failure(f"{command[0]}: {error.strerror}") from error
+            raise NoStart(f"{command[0]}: {error.strerror}") from error
         self.stage.roots.add(pid)
         return pid
 
@@ -172,7 +186,7 @@ class Running:
             line = told.readline()
         if not line.strip().isdigit():
             os.waitpid(pid, 0)
-            raise Failure(f"{command[0]} does not start: {self.stage.last_error()}")
+            raise NoStart(f"{command[0]} does not start: {self.last_words()}")
         return pid, int(line)
 
     def tcpserver(self, command):
@@ -194,9 +208,9 @@ class Running:
 
         def there():
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
-                raise Failure(f"{command[0]} does not start: {self.stage.last_error()}")
+                raise NoStart(f"{command[0]} does not start: {self.last_words()}")
             return listening(port)
-        wait_until(there, f"{command[0]} does not listen")
+        wait_until(there, f"{command[0]} does not listen after {DEAF} s", DEAF, NoStart)
         return port
 
     def pids(self):
@@ -214,13 +228,30 @@ class Running:
                 found[pid] = (name_of(pid), clock(pid), switches(pid))
         return found
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind, error, _):
         try:
-            if kind is None:
-                wait_until(lambda: not self.session_processes(), "a session does not end")
-                self.count_daemons()
+            try:
+                if kind is None:
+                    self.finish()
+            except Failure as at_the_end:
+                error = at_the_end
+            if isinstance(error, Failure) and not isinstance(error, NoStart):
+                raise Failure(f"{self.death() or error}; last words: {self.last_words()}") from error
         finally:
             self.end()
+
+    def finish(self):
+        wait_until(lambda: self.death() or not self.session_processes(), "a session does not end")
+        if death := self.death():  # the figures of what died half-way are not its figures
+            raise Failure(death)
+        self.count_daemons()
+
+    def death(self):
+        """Of what ran when all were ready."""
+        for pid in self.start_cost:
+            if read(pid, "stat").rpartition(")")[2].split()[:1] in ([], ["Z"]):
+                return f"{name_of(pid) or 'a process of it'} died while it was measured"
+        return ""
 
     def session_processes(self):
         return [pid for pid in descendants(self.forking) if pid not in self.forking] + self.orphans()
@@ -244,7 +275,8 @@ class Running:
             self.usage.own += 0 if name_of(pid) in BYSTANDERS else seconds
 
     def end(self):
-        daemons = descendants(self.daemons)
+        # Those that were there when all were ready, too: what has lost its parent is nobody's descendant any more.
+        daemons = descendants([*self.daemons, *(pid for pid in self.start_cost if pid not in self.forking)])
         for pid in descendants(self.forking):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM if pid in self.forking else signal.SIGKILL)

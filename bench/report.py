@@ -68,7 +68,7 @@ class Table:
     def fail(self, row, why):
         """The row says so and has no figures: they would be of rounds that others were not in."""
         self.rows.pop(row, None)
-        self.failures[row] = " ".join(str(why).split())[:160]
+        self.failures[row] = " ".join(str(why).split())[:240]
 
     def figure(self, row, key):
         values = self.rows.get(row, {}).get(key)
@@ -76,10 +76,13 @@ class Table:
         return Figure(values, digits) if values and not isinstance(values, str) else None
 
     def goal(self, row, key, at_most, text):
+        """One of which there is no figure says so."""
         if figure := self.figure(row, key):
             verdict = "reached" if figure.median <= at_most else "MISSED"
             self.goals.append(f"{verdict}: {text}: {figure.written(figure.median)}, to reach {at_most:,g}"
                               + (" (noisy)" if figure.noisy else ""))
+        else:
+            self.goals.append(f"not measured: {text}, to reach {at_most:,g}")
 
     def cells(self, brief=False):
         """Headings, then rows of text, without columns in which there is nothing."""
@@ -95,20 +98,23 @@ class Table:
         used = [at for at in range(len(heads)) if at == 0 or any(line[at] for line in lines)]
         return [[line[at] for at in used] for line in [heads, *lines]]
 
+    def remarks(self):
+        lists = [values for cells in self.rows.values() for values in cells.values() if isinstance(values, list)]
+        alone = ["one round: no spread, and nothing that would tell noise"] * all(len(values) == 1 for values in lists)
+        return [*(f"{row}: not measured: {why}" for row, why in self.failures.items()), *self.goals, *(alone if lists else []), *self.notes]
+
     def text(self):
         lines = self.cells(brief=True)
         widths = [max(len(cell) for cell in column) for column in zip(*lines)]
         show = lambda line: "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
         out = ["", self.title, *map(show, lines)]
-        out += [f"  {row}: not measured: {why}" for row, why in self.failures.items()]
-        return "\n".join([*out, *(f"  {line}" for line in [*self.goals, *self.notes])])
+        return "\n".join([*out, *(f"  {line}" for line in self.remarks())])
 
     def markdown(self, pictures=()):
         heads, *lines = self.cells()
         show = lambda line: "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
         out = ["", f"## {self.title}", "", show(heads), "|" + "---|" * len(heads), *map(show, lines), ""]
-        out += [f"- {row}: not measured: {why}" for row, why in self.failures.items()]
-        out += [f"- {line}" for line in [*self.goals, *self.notes]]
+        out += [f"- {line}" for line in self.remarks()]
         return "\n".join([*out, *(line for name in pictures for line in ("", f"![{self.title}]({name})"))])
 
     def bars(self, key):

@@ -47,8 +47,8 @@ def way_of(contender, tls):
     return contender.secure_way() if tls else "plain"
 
 
-def load(stage, port, way, mode, *options):
-    return Load(stage, port, None if way == "plain" else way, mode, *options)
+def load(stage, port, way, mode, *options, lasts=120):
+    return Load(stage, port, None if way == "plain" else way, mode, *options, lasts=lasts)
 
 
 def high_water(pids):

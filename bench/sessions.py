@@ -10,6 +10,7 @@ from rounds import Moment, each, load, plain, row_of, secure, way_of
 
 MAILFRONT = ["mailfront", "smtp", "echo", "accept"]
 SHORT = ["--patience", 15]  # seconds after which a session that stands still has failed
+MOST_FAILED = 0.05  # of a batch: what fails more often does not do what is asked, whatever it costs
 AT_ONCE = 8  # sessions at once that two processors cannot keep up with
 
 
@@ -28,7 +29,8 @@ def session(stage, fields):
     memory of the tree's processes with one session whose mail is done (the sum of their peaks, VmHWM); wall clock from connect to the
     reply to QUIT. `its own` is the contender alone: a daemon's clock, or that of a wrapper of one process, taken apart by a UCSPI server
     of the bench's; both are the mean of a round's sessions. The mail server is mailfront; behind our TLS it is the bench's own, with rustls.
-    A session that fails is one of those that were tried, with what it cost; wall clock and sessions a second are of those that succeed."""
+    A session that fails is one of those that were tried, with what it cost; wall clock and sessions a second are of those that succeed.
+    A contender that more than one session in twenty fails with is not measured."""
     table = Table("plain", "Plain session", COSTS, picture=("tree", "own"))
     sessions_of(stage, plain(fields), table, False, [])
     table.goal("ours", "above", 0.8, "plain session, ms above bare")
@@ -91,9 +93,13 @@ def batch(stage, contender, way, count, *flags):
         port = contender.start(way, run, MAILFRONT)
         with load(stage, port, way, "session", "--sessions", count, *flags) as client:
             said = client.answer()
-    if said["failed"] == count:
-        raise Failure(said["error"])
+        few_failed(said, count)
     return run.usage, said
+
+
+def few_failed(said, tried):
+    if said["failed"] > MOST_FAILED * tried:
+        raise Failure(f"{said['failed']} of {tried} sessions failed: {said['error']}")
 
 
 def alone(stage, contender, way, count, *flags):
@@ -102,8 +108,8 @@ def alone(stage, contender, way, count, *flags):
         run.ready()
         with Door(run, command) as door, load(stage, door.port, way, "session", "--sessions", count, *SHORT, *flags) as client:
             said = client.answer()
-    if said["failed"]:
-        raise Failure(f"{said['failed']} of {count} sessions failed where it is measured alone: {said['error']}")
+        if said["failed"]:
+            raise Failure(f"{said['failed']} of {count} sessions failed where it is measured alone: {said['error']}")
     return door.mean()
 
 
@@ -150,35 +156,33 @@ def idle(stage, fields):
 
 
 def idle_in(stage, fields, name, title, tls, flags):
-    window, count = (3, 4) if stage.quick else (15, 10)
+    window, count = (3, 4) if stage.quick else (60, 10)
     columns = [("private", "private KiB of its processes", 0), ("anonymous", "anonymous KiB", 0), ("processes", "processes", 1),
                ("woken", f"wake-ups in {window} s, all", 0), ("spent", f"CPU us in {window} s, all", 0)]
     table = Table(name, f"{title}, a session ({count} at once, {window} s)", columns, picture=("anonymous",), limit=None)
     table.notes.append("the mail server behind it is not counted, nor that which HOST PORT is")
+    silent = [one for one in (secure if tls else plain)(fields) if one.name != "bare"]  # that is nothing but the mail server
     with contextlib.ExitStack() as stack:
         held = []
-        for contender in (secure if tls else plain)(fields):
+        for contender in silent:
             stage.progress(f"{title}: {contender.name}")
-            if contender.name == "bare":
-                continue  # nothing but the mail server
-            with row_of(table, contender.name), contextlib.ExitStack() as ours:
+            with row_of(table, contender.name), contextlib.ExitStack() as opened:
                 way = way_of(contender, tls)
-                run = ours.enter_context(Running(stage))
+                run = opened.enter_context(Running(stage))
                 port = contender.start(way, run, MAILFRONT)
                 before = own_memory(run)
-                client = ours.enter_context(load(stage, port, way, "hold", "--sessions", count, *flags))
+                client = opened.enter_context(load(stage, port, way, "hold", "--sessions", count, *flags, lasts=600))
                 client.until_ready()
-                held.append((contender.name, run, client, before))
-                stack.push(ours.pop_all())
+                held.append((contender.name, run, client, before, stack.enter_context(opened.pop_all())))
         time.sleep(3)  # buffers are given back a second after traffic; nothing is counted before
         stage.progress(f"{title}: {window} s of silence")
-        samples = {one: awake(run) for one, run, _, _ in held}
+        samples = {one: awake(run) for one, run, *_ in held}
         time.sleep(window)
-        for one, run, _, _ in held:
+        for one, run, *_ in held:
             woken, spent = (after - before for after, before in zip(awake(run), samples[one]))
             samples[one] = (woken, spent)
-        for one, run, client, before in held:
-            with row_of(table, one):
+        for one, run, client, before, opened in held:
+            with row_of(table, one), opened:
                 after = own_memory(run)
                 fresh = [after[pid][0] for pid in after if pid not in before]
                 anonymous = sum(kib for _, kib in after.values()) - sum(kib for _, kib in before.values())
@@ -186,7 +190,8 @@ def idle_in(stage, fields, name, title, tls, flags):
                           woken=samples[one][0], spent=samples[one][1] / 1e3)
                 client.go()
                 client.close()
-    table.goal("ours", "woken", 0, f"wake-ups of {count} silent sessions in {window} s")
+    for name in [one.name for one in silent if one.is_ours()]:
+        table.goal(name, "woken", 0, f"{name}: wake-ups of {count} silent sessions in {window} s")
     return table
 
 

@@ -4,6 +4,7 @@
 import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -17,10 +18,10 @@ sys.dont_write_bytecode = True
 HOME = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME / "bench"))
 
+import contenders  # noqa: E402
 import measure  # noqa: E402
 import picture  # noqa: E402
 import sessions  # noqa: E402
-from contenders import BARE_IN_TLS  # noqa: E402
 from report import Figure, Table  # noqa: E402
 from transfers import crossing  # noqa: E402
 
@@ -63,7 +64,16 @@ class Tables(unittest.TestCase):
         table.goal("ours", "tree", 2.2, "at the limit")
         table.goal("ours", "tree", 2.19, "below it")
         table.goal("absent", "tree", 1, "of a row that is not there")
-        self.assertEqual([goal.partition(":")[0] for goal in table.goals], ["reached", "MISSED"])
+        table.goal("lost | found", "tree", 1, "of one that failed")
+        self.assertEqual([goal.partition(":")[0] for goal in table.goals], ["reached", "MISSED", "not measured", "not measured"])
+
+    def test_a_table_of_one_round_says_so(self):
+        said = "one round: no spread"
+        table = Table("idle", "Idle", [("private", "KiB", 0)])
+        self.assertNotIn(said, table.text())
+        table.add("ours", private=90)
+        self.assertIn(said, table.text())
+        self.assertNotIn(said, self.table().text())
 
     def test_a_failed_row_says_so_and_a_column_of_nothing_is_left_out(self):
         table = self.table()
@@ -122,7 +132,12 @@ class Crossing(unittest.TestCase):
 class Sessions(unittest.TestCase):
     def test_a_failed_session_is_one_of_those_that_share_the_cost(self):
         usage = types.SimpleNamespace(seconds=1.0, own=0.5, switches=60)
-        self.assertEqual(sessions.costs(usage, {"failed": 5}, 10), {"tree": 100.0, "own": 50.0, "switches": 6.0, "failed": 50.0})
+        self.assertEqual(sessions.costs(usage, {"failed": 5}, 100), {"tree": 10.0, "own": 5.0, "switches": 0.6, "failed": 5.0})
+
+    def test_where_more_than_one_in_twenty_fails_nothing_is_cheap(self):
+        sessions.few_failed({"failed": 5}, 100)
+        with self.assertRaisesRegex(measure.Failure, "^6 of 100 sessions failed: closed$"):
+            sessions.few_failed({"failed": 6, "error": "closed"}, 100)
 
     def test_sessions_a_second_are_those_that_succeed_and_the_others_are_shown(self):
         said = {"failed": 2, "seconds": 0.5, "wall": {"count": 6}}
@@ -133,6 +148,31 @@ class Sessions(unittest.TestCase):
         with measure.Door(None, []) as door:
             door.milliseconds += [1.0, 1.0, 4.0]
         self.assertEqual(door.mean(), 2.0)
+
+
+class Starts(unittest.TestCase):
+    def test_what_did_not_start_is_not_waited_for_again(self):
+        tried = []
+
+        def way(run, prog):
+            tried.append(prog)
+            raise measure.NoStart("deaf")
+
+        contender = contenders.Contender("deaf", {"plain": way})
+        for _ in range(2):
+            with self.assertRaisesRegex(measure.NoStart, "^deaf$"):
+                contender.start("plain", None, [])
+        self.assertEqual(len(tried), 1)
+
+
+class Strangers(unittest.TestCase):
+    def test_one_is_a_row_of_its_own_beside_the_others(self):
+        self.assertEqual(contenders.everyone([("proxy", "one"), ("other", "two")])[-2].name, "proxy")
+
+    def test_a_name_that_is_taken_or_empty_is_refused(self):
+        for pairs in ([("bare", "x")], [("ours", "x")], [("ours too", "x")], [("socat", "x")], [("a", "x"), ("a", "y")], [("", "x")], [("a", " ")]):
+            with self.assertRaises(ValueError, msg=pairs):
+                contenders.everyone(pairs)
 
 
 BURN = "import time\nwhile time.process_time() < 0.2: pass"
@@ -146,7 +186,7 @@ class Accounting(unittest.TestCase):
         measure.become_subreaper()
 
     def stage(self, folder):
-        return types.SimpleNamespace(errors=f"{folder}/stderr", env=dict(os.environ), roots=set(), children=[], last_error=lambda: "")
+        return types.SimpleNamespace(folder=folder, env=dict(os.environ), roots=set(), children=[])
 
     def usage(self, command, forking):
         with tempfile.TemporaryDirectory() as folder:
@@ -210,11 +250,40 @@ class Accounting(unittest.TestCase):
     def test_a_daemon_that_does_not_start_says_its_last_words(self):
         with tempfile.TemporaryDirectory() as folder:
             stage = self.stage(folder)
-            stage.last_error = lambda: pathlib.Path(stage.errors).read_text().strip()
             began = time.monotonic()
             with self.assertRaisesRegex(measure.Failure, "does not start: no such directive"), measure.Running(stage) as run:
                 run.daemon(["/bin/sh", "-c", "echo no such directive >&2; exit 1"], measure.free_port())
-            self.assertLess(time.monotonic() - began, 10)
+            self.assertLess(time.monotonic() - began, measure.DEAF)
+
+    def test_a_daemon_that_dies_has_no_figures_and_leaves_nothing(self):
+        for its_client_fails in (False, True):
+            with tempfile.TemporaryDirectory() as folder:
+                stage = self.stage(folder)
+                with self.assertRaisesRegex(measure.Failure, "^sh died while it was measured; last words: out of order$"):
+                    with measure.Running(stage) as run:
+                        run.daemons.append(run.spawn(["/bin/sh", "-c", "sleep 60 & echo out of order >&2; wait"]))
+                        measure.wait_until(lambda: len(run.pids()) == 2 and run.last_words() == "out of order", "no worker")
+                        run.ready()
+                        worker = run.pids()[1]
+                        os.kill(run.daemons[0], signal.SIGKILL)
+                        measure.wait_until(run.death, "it lives")
+                        if its_client_fails:
+                            raise measure.Failure("closed")
+                self.assertNotIn(worker, measure.parents())
+                with measure.Running(stage) as next_one:
+                    self.assertEqual(next_one.session_processes(), [])
+
+    def test_a_failure_is_told_with_the_last_words_of_that_very_contender(self):
+        with tempfile.TemporaryDirectory() as folder:
+            stage, last = self.stage(folder), []
+            for words in ("one", "two"):
+                run = measure.Running(stage).__enter__()
+                run.forking.append(run.spawn(["/bin/sh", "-c", f"echo {words} >&2; sleep 60"]))
+                measure.wait_until(lambda: run.last_words() == words, "no words")
+                last.append(run)
+            for words, run in zip(("one", "two"), last):
+                with self.assertRaisesRegex(measure.Failure, f"^closed; last words: {words}$"):
+                    run.__exit__(measure.Failure, measure.Failure("closed"), None)
 
 
 class Run(unittest.TestCase):
@@ -229,9 +298,9 @@ class Run(unittest.TestCase):
             self.assertRegex(table, r"\n\| bare \| [0-9]")
             self.assertRegex(table, r"\n\| ours \| [0-9].*TLSv1_3")
             self.assertRegex(table, r"\n\| stunnel \| [0-9].*TLSv1_3")
-            self.assertIn(f"\n- {BARE_IN_TLS}", table)
+            self.assertIn(f"\n- {contenders.BARE_IN_TLS}", table)
         for table in (plain, tls, resumed):
-            self.assertRegex(table, r"\n- absent: not measured: ")
+            self.assertRegex(table, r"\n- absent: not measured: .*last words: tcpserver: .* file does not exist")
             self.assertIn(" | failed, % | failed of 8 at once, % |", table)
         ElementTree.parse(HOME / "target/bench/session-plain-tree.svg")
 
@@ -256,6 +325,16 @@ class Run(unittest.TestCase):
         self.assertGreater(len(pictures), 15)
         for name in pictures:
             ElementTree.parse(HOME / "target/bench" / name)
+
+
+    def test_where_our_program_does_not_run_nothing_is_concluded(self):
+        command = [HOME / "bench/run", "--quick", "--dev", "--rounds", "1", "--wrapper", "/bin/false", "splice-or-copy"]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        self.assertEqual(run.returncode, 1, run.stdout + run.stderr)
+        self.assertIn("bench/run: not measured: splice-or-copy: Chunks one by one: 64 B; ", run.stderr)
+        page = (HOME / "target/bench/splice-or-copy.md").read_text()
+        self.assertEqual(page.count("- not measured: "), 16)
+        self.assertNotIn("cheaper in every round", page)
 
 
 if __name__ == "__main__":

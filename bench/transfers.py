@@ -1,5 +1,7 @@
 """The questions about what flows: bulk, one command and its reply, and our own two ways of moving plaintext."""
 
+import collections
+
 from beside import count_syscalls
 from contenders import BARE_IN_TLS, raw_in_clear, wrapper
 from measure import Running
@@ -25,7 +27,7 @@ def bulk(stage, fields):
     strace, which slows what it counts. In TLS, `bare` is a mail server with TLS, and the tree of `ours` has such a one as HOST PORT. `ours raw, in
     clear` is no TLS at all: what `ours raw` is held against."""
     if any(one.name == "ours raw" for one in fields):
-        fields = [*fields, raw_in_clear(stage)]
+        fields = [*fields, raw_in_clear()]
     tables = []
     for tls in (False, True):
         for from_server in (False, True):
@@ -136,27 +138,35 @@ def splice_or_copy(stage, _):
 
     Our own process alone. One by one: a chunk of that size to the server, which acknowledges it before the next is sent, so that the relay
     meets each chunk by itself. In a stream: the client writes chunks of that size without waiting, and they pile up on the way.
-    `shipped` is the program without --relay."""
-    fields = [wrapper(stage, "splice", "--relay", "splice"), wrapper(stage, "copy", "--relay", "copy"), wrapper(stage, "shipped")]
-    sizes = [64 << (2 * step) for step in range(8)]  # 64 B to 1 MiB
-    by_one = chunk_table(stage, fields, sizes, "chunks", "Chunks one by one", "us a chunk", chunk_alone)
-    streamed = chunk_table(stage, fields, sizes, "stream", "Chunks in a stream", "ms per GiB", chunk_streamed)
-    return [by_one, streamed]
+    `shipped` is the program without --relay, and is to do by itself what is cheaper."""
+    sizes = [Size(written(octets), octets) for octets in (64 << (2 * step) for step in range(8))]  # 64 B to 1 MiB
+    tables = []
+    for name, title, unit, cost in [("chunks", "Chunks one by one", "us a chunk", chunk_alone),
+                                    ("stream", "Chunks in a stream", "ms per GiB", chunk_streamed)]:
+        columns = [*((one.name, f"{one.name}, {unit}", 1) for one in RELAYS), ("ratio", "copy / splice", 2),
+                   ("shipped_ratio", "shipped / the cheaper", 2)]
+        table = Table(name, title, columns, picture=("ratio",), limit=None, line=1.0)
+        each(stage, table, sizes, stage.rounds(2, 7),
+             lambda size: table.add(size.name, **{one.name: cost(stage, one, size.octets) for one in RELAYS}))
+        verdict(table, sizes)
+        tables.append(table)
+    return tables
 
 
-def chunk_table(stage, fields, sizes, name, title, unit, cost):
-    columns = [*((one.name, f"{one.name}, {unit}", 1) for one in fields), ("ratio", "copy / splice", 2)]
-    table = Table(name, title, columns, picture=("ratio",), limit=None, line=1.0)
-    rounds = stage.rounds(2, 5)
-    for number in range(rounds):
-        for size in sizes:
-            stage.progress(f"{title}: round {number + 1} of {rounds}: {written(size)}")
-            with row_of(table, written(size)):
-                table.add(written(size), **{one.name: cost(stage, one, size) for one in fields})
+RELAYS = [wrapper("splice", "--relay", "splice"), wrapper("copy", "--relay", "copy"), wrapper("shipped")]
+Size = collections.namedtuple("Size", "name octets")  # a row of its own
+
+
+def verdict(table, sizes):
+    """Where which is cheaper; whether what is shipped is the cheaper one, of the two by their medians."""
     for row, cells in table.rows.items():
         cells["ratio"] = [copy / splice for splice, copy in zip(cells["splice"], cells["copy"])]
-    table.notes.append(crossing([(size, table.figure(written(size), "ratio")) for size in sizes]))
-    return table
+        cheaper = min("splice", "copy", key=lambda name: table.figure(row, name).median)
+        cells["shipped_ratio"] = [shipped / other for shipped, other in zip(cells["shipped"], cells[cheaper])]
+    for size in sizes:
+        table.goal(size.name, "shipped_ratio", 1.15, f"{size.name}: shipped, times the cheaper of both")
+    if not table.failures:
+        table.notes.append(crossing([(size.octets, table.figure(size.name, "ratio")) for size in sizes]))
 
 
 def chunk_alone(stage, contender, size):
@@ -173,11 +183,10 @@ def chunk_streamed(stage, contender, size):
 
 def crossing(ratios):
     """Where which is cheaper in every round, by copy / splice; and from which size on it is splice all the way up."""
-    known = [(size, figure) for size, figure in ratios if figure]
-    splice = [size for size, figure in known if figure.low > 1]
-    copy = [size for size, figure in known if figure.high < 1]
+    splice = [size for size, figure in ratios if figure.low > 1]
+    copy = [size for size, figure in ratios if figure.high < 1]
     cheaper = None
-    for size, _ in reversed(known):
+    for size, _ in reversed(ratios):
         if size not in splice:
             break
         cheaper = size
