@@ -143,7 +143,9 @@ impl Host<'_> {
     /// In the way `raw` the client speaks first, inside its TLS: the first reply must be the one to its EHLO.
     fn first_words(&self, talk: &mut Talk, table: &mut Table) -> Option<Reply> {
         let what = "HOST is muted";
-        match talk.ask(&format!("EHLO {HELLO}"), self.config.policy.timeouts.replay) {
+        // Without a wait for silence: what greets says that first, before or after it hears us.
+        let said = talk.say(&format!("EHLO {HELLO}"));
+        match said.and_then(|()| talk.hear(self.config.policy.timeouts.replay)) {
             Ok(reply) if reply.code.is(b"220") => {
                 let advice = "Clients would take that for the reply to EHLO: behind HOST's TLS must stand starttls-wrapper --mute.";
                 table.problem(what, &format!("it greets inside TLS: {reply}"), advice);
@@ -221,7 +223,7 @@ fn refused(found: &str, table: &mut Table) -> Option<Reply> {
     table.problem(
         REPLAY,
         found,
-        "Inside TLS each client says EHLO again: HOST must take it. --replay none spares HOST one that we say.",
+        "Inside TLS each client says EHLO again: HOST must take it. With --replay none we say none.",
     );
     None
 }

@@ -170,7 +170,8 @@ impl Talk {
         self.backend.close();
     }
 
-    fn say(&mut self, line: &str) -> Result<(), String> {
+    /// Says a line, without its line end.
+    pub(super) fn say(&mut self, line: &str) -> Result<(), String> {
         self.backend.send(format!("{line}\r\n").as_bytes()).map_err(|error| error.to_string())
     }
 
