@@ -1,10 +1,10 @@
 //! HOST, as a session's hand-over finds it: reached, trusted, greeting, taking the replay; and what it lets a client do.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::reach::{REACHED, Road, Stopped, TLS};
-use super::relaying::{self, OUTSIDE, Relays, STRANGER};
+use super::relaying::{self, OUTSIDE, OUTSIDE_PORT, Relays, STRANGER};
 use super::table::Table;
 use super::talk::{Reply, Talk};
 use super::{HELLO, certificate};
@@ -203,14 +203,16 @@ impl Host<'_> {
 
     /// What a client of this host is told, by a header again: where that is something else, the header is believed.
     fn check_local(&mut self, table: &mut Table) {
-        let answer = self.road.go(Some(ends("127.0.0.1"))).map_err(|stopped| stopped.why).and_then(|(mut talk, _)| {
-            let times = self.config.policy.timeouts;
-            if self.config.policy.way != Way::Raw {
-                talk.hear(times.greeting)?;
-            }
-            talk.ask(&format!("EHLO {HELLO}"), times.replay)?;
-            relaying::ask(&mut talk, times.replay)
-        });
+        let answer = self.road.go(Some(ends(Ipv4Addr::LOCALHOST.into()))).map_err(|stopped| stopped.why).and_then(
+            |(mut talk, _)| {
+                let times = self.config.policy.timeouts;
+                if self.config.policy.way != Way::Raw {
+                    talk.hear(times.greeting)?;
+                }
+                talk.ask(&format!("EHLO {HELLO}"), times.replay)?;
+                relaying::ask(&mut talk, times.replay)
+            },
+        );
         match answer {
             Ok(Relays::Yes(reply)) => table.ok(LOCAL, &format!("127.0.0.1 in the header may relay: {reply}")),
             Ok(Relays::No(reply)) => table.ok(LOCAL, &format!("127.0.0.1 in the header may not relay either: {reply}")),
@@ -229,10 +231,6 @@ fn refused(found: &str, table: &mut Table) -> Option<Reply> {
 }
 
 /// The two ends of a client's connection, as a header has them.
-fn ends(client: &str) -> [SocketAddr; 2] {
-    let at = |name: &str| std::env::var(name).ok().and_then(|word| word.parse().ok());
-    let (ip, port) = (at("TCPLOCALIP").unwrap_or(IpAddr::from([127, 0, 0, 1])), std::env::var("TCPLOCALPORT"));
-    let port = port.ok().and_then(|port| port.parse().ok()).unwrap_or(25);
-    let client = client.parse().unwrap_or(IpAddr::from([192, 0, 2, 25]));
-    [SocketAddr::new(client, 40025), SocketAddr::new(ip, port)]
+fn ends(client: IpAddr) -> [SocketAddr; 2] {
+    [SocketAddr::new(client, OUTSIDE_PORT), relaying::local_end()]
 }

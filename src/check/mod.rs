@@ -25,7 +25,7 @@ mod talk;
 use std::io::IsTerminal;
 
 use crate::cli::{Config, IdentitySource, Mute};
-use crate::driver::ucspi::{self, turn_away};
+use crate::driver::ucspi;
 use crate::engine::Peer;
 use crate::error::{Fatal, exit};
 use crate::session::Way;
@@ -46,7 +46,7 @@ const HELLO: &str = "example.net";
 /// # Errors
 /// It can't begin, or the table can't be written.
 pub fn run(config: &Config) -> Result<u8, Fatal> {
-    inherited::clean_up().map_err(|error| turn_away("prepare the inherited descriptors", error))?;
+    inherited::clean_up().map_err(|error| Fatal::System("prepare the inherited descriptors", error))?;
     let stdout = std::io::stdout();
     let is_coloured = stdout.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let mut table = Table::new(Box::new(stdout), is_coloured);
@@ -114,8 +114,8 @@ fn become_less(config: &Config, table: &mut Table) {
         Ok(()) => table.ok("ids", &format!("PROG ran and the key was read as uid {before}; then {}", ids.join(", "))),
         Err(error) => table.problem(
             "ids",
-            &format!("uid {before} can't take on {}: {error}", ids.join(", ")),
-            "Each session would end so: start us as root, or set neither. What follows was tried as before.",
+            &format!("uid {before} can't drop its privileges ({}): {error}", ids.join(", ")),
+            "Each session would end so: TLS_UID and TLS_GID are for root. What follows was tried as before.",
         ),
     }
 }

@@ -6,7 +6,7 @@ use mio::Token;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::HELLO;
-use super::relaying::{self, OUTSIDE, Relays, STRANGER};
+use super::relaying::{self, OUTSIDE, OUTSIDE_PORT, Relays, STRANGER};
 use super::table::Table;
 use super::talk::{Reply, Talk};
 use crate::cli::{Config, OWN_VARIABLES};
@@ -70,15 +70,13 @@ pub(super) fn check(config: &Config, table: &mut Table) -> Option<Known> {
 
 /// The environment of a client from outside, and what else there is to say.
 fn outside(more: &[(&'static str, &'static str)]) -> Vec<(&'static str, String)> {
-    let ours = |name: &str, otherwise: &str| {
-        std::env::var(name).ok().filter(|value| !value.is_empty()).unwrap_or_else(|| otherwise.to_owned())
-    };
+    let local = relaying::local_end();
     let client = [
         ("PROTO", "TCP".to_owned()),
-        ("TCPREMOTEIP", OUTSIDE.to_owned()),
-        ("TCPREMOTEPORT", "40025".to_owned()),
-        ("TCPLOCALIP", ours("TCPLOCALIP", "127.0.0.1")),
-        ("TCPLOCALPORT", ours("TCPLOCALPORT", "25")),
+        ("TCPREMOTEIP", OUTSIDE.to_string()),
+        ("TCPREMOTEPORT", OUTSIDE_PORT.to_string()),
+        ("TCPLOCALIP", local.ip().to_string()),
+        ("TCPLOCALPORT", local.port().to_string()),
     ];
     client.into_iter().chain(more.iter().map(|(name, value)| (*name, (*value).to_owned()))).collect()
 }

@@ -1,8 +1,10 @@
 //! Whether a server takes mail for others from whom it takes us for. Nothing is mailed: MAIL and RCPT, and RSET takes them back.
 
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::talk::{Reply, Talk};
+use crate::client_info;
 
 /// Whose mail nobody here takes, and who reads none (RFC 2606).
 pub(super) const STRANGER: &str = "starttls-wrapper-check@example.com";
@@ -10,8 +12,9 @@ pub(super) const STRANGER: &str = "starttls-wrapper-check@example.com";
 /// Who we then are, beside the empty sender, which some refuse.
 const SENDER: &str = "postmaster@example.net";
 
-/// An outside client's address (RFC 5737, TEST-NET-1).
-pub(super) const OUTSIDE: &str = "192.0.2.25";
+/// An outside client's address (RFC 5737, TEST-NET-1), and its port.
+pub(super) const OUTSIDE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 25));
+pub(super) const OUTSIDE_PORT: u16 = 40025;
 
 /// The answer.
 #[derive(Debug)]
@@ -45,15 +48,24 @@ pub(super) fn ask(talk: &mut Talk, patience: Duration) -> Result<Relays, String>
     } else {
         Relays::Unclear(format!("it answered {recipient} to RCPT"))
     };
-    talk.ask("RSET", patience)?;
+    // The answer stands, whatever becomes of the connection.
+    let _ = talk.ask("RSET", patience);
     Ok(answer)
 }
 
-/// Whether that is no to us, and not to the address: for good, or not now for want of permission, as Debian sets Postfix up.
+/// Whether that is no to us, and not to the address: for good, or not now for want of permission, as Debian sets Postfix up
+/// (`defer_unauth_destination`). Who puts strangers off (greylisting) says 450 or 451.
 fn is_refusal(reply: &Reply) -> bool {
     match (reply.code.class(), reply.subject()) {
-        (b'5', Some(b"1" | b"4")) => false,
-        (b'5', _) | (b'4', Some(b"7")) => true,
+        (b'5', subject) => !matches!(subject, Some(b"1" | b"4")),
+        (b'4', Some(b"7")) => reply.code.is(b"454"),
         _ => false,
     }
+}
+
+/// Our end of an outside client's connection: what the UCSPI server says, where there is one.
+pub(super) fn local_end() -> SocketAddr {
+    let usual = SocketAddr::from(([127, 0, 0, 1], 25));
+    let ends = client_info::ends(|name| std::env::var_os(name), || Some([usual; 2]));
+    ends.map_or(usual, |[_, local]| local)
 }

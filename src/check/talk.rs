@@ -177,9 +177,13 @@ impl Talk {
 
     /// Writes what waits, and waits until something came: octets of a reply, or of its TLS.
     fn hear_more(&mut self, due: Instant) -> Result<(), String> {
-        let begun = Instant::now();
         loop {
             self.backend.transmit();
+            // First of all: whoever sends what completes nothing, without end, is late as well.
+            let left = due.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(self.ended("no answer in time"));
+            }
             let heard = &mut self.heard;
             match self.backend.receive(&mut |octets| heard.extend_from_slice(octets)) {
                 Ok(Received::Octets(_)) => {
@@ -194,10 +198,6 @@ impl Talk {
                     self.backend.transmit();
                     return Err(escape(error.to_string().as_bytes(), 2 * QUOTED).to_string());
                 }
-            }
-            let left = due.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(self.ended(&format!("no answer within {} s", begun.elapsed().as_secs().max(1))));
             }
             self.backend.wait(left).map_err(|error| format!("can't wait: {error}"))?;
         }

@@ -80,6 +80,10 @@ fn serve(wire: &mut Wire, script: &Script, noted: &Mutex<Vec<String>>) {
         octets.extend(wire.left_over());
         while let Some(at) = octets.iter().position(|octet| *octet == b'\n') {
             let line = String::from_utf8_lossy(&octets.drain(..=at).collect::<Vec<u8>>()).trim_end().to_owned();
+            if line.starts_with("PROXY ") {
+                noted.lock().unwrap().push(line);
+                continue;
+            }
             let known = script[1..].iter().find(|(verb, _)| line.starts_with(verb));
             let reply = known.map_or("502 5.5.2 What?\r\n", |(_, reply)| reply);
             let is_over = reply.is_empty() || line == "QUIT";
@@ -208,6 +212,7 @@ fn a_prog_that_is_no_good_is_named() {
     }
     for (script, found) in [
         (but(&[("MAIL", "451 4.3.0 Later\r\n")]), "it answered \"451 4.3.0 Later\" to MAIL"),
+        (but(&[("RCPT", "451 4.7.1 Greylisted\r\n")]), "it answered \"451 4.7.1 Greylisted\" to RCPT"),
         (but(&[("RCPT", "450 4.1.2 No such domain\r\n")]), "it answered \"450 4.1.2 No such domain\" to RCPT"),
         (but(&[("RCPT", "550 5.1.10 Null MX\r\n")]), "it answered \"550 5.1.10 Null MX\" to RCPT"),
     ] {
@@ -232,8 +237,8 @@ fn a_prog_that_says_nothing_or_stays_is_told_so_and_leaves_nothing_behind() {
         table
     };
     run("exit 7").has("problem", "PROG greets", "it closed (exit status: 7)");
-    run("exec sleep 60").has("problem", "PROG greets", "no answer within 1 s");
-    run("printf '220-half a greeti'; exec sleep 60").has("problem", "PROG greets", "no answer within 1 s");
+    run("exec sleep 60").has("problem", "PROG greets", "no answer in time");
+    run("printf '220-half a greeti'; exec sleep 60").has("problem", "PROG greets", "no answer in time");
     let stays = prog(&but(&[]), "trap '' TERM; while :; do sleep 1 & wait; done")[2].clone();
     run(&stays).has("warning", "PROG ends", "1 s after QUIT it took SIGKILL");
     let stays = prog(&but(&[]), "exec sleep 60")[2].clone();
@@ -268,7 +273,7 @@ fn a_host_that_is_no_good_is_named() {
     };
     for (script, row, found) in [
         (but(&[("", "554 5.3.2 No\r\n")]), "HOST greets", "it greeted with 554: \"554 5.3.2 No\""),
-        (but(&[("", "")]), "HOST greets", "no answer within 1 s"),
+        (but(&[("", "")]), "HOST greets", "no answer in time"),
         (but(&[("", "ESMTP\r\n")]), "HOST greets", "it speaks no SMTP"),
         (but(&[("EHLO", "")]), "HOST takes EHLO", "it closed"),
         (
@@ -284,6 +289,7 @@ fn a_host_that_is_no_good_is_named() {
         ),
         (but(&[("EHLO", "250-a\r\n250 XFORWARD ADDR\r\n")]), "HOST's XFORWARD", "it offers XFORWARD"),
         (but(&[("RCPT", "250 Ok\r\n")]), "HOST: open relay", "this host (as each client) may mail to starttls"),
+        (but(&[("RCPT", "250 Ok\r\n"), ("RSET", "")]), "HOST: open relay", "this host (as each client) may mail to"),
     ] {
         tls(script).has("problem", row, found);
     }
@@ -361,6 +367,37 @@ fn our_own_certificate_is_read_as_a_session_reads_it() {
     table.has("problem", "certificate", "there is none: STARTTLS is not offered");
     let table = Table::of(bare().args(["--way", "keep", "--self-signed", "mx.example"]).args(&prog));
     table.has("warning", "certificate", "a throw-away one for mx.example");
+}
+
+/// And once more for a client of this host, in a session of its own.
+#[test]
+fn a_header_says_that_the_check_is_an_outside_client() {
+    let files = Files::of(Certificate::new());
+    let server = Server::new(None, but(&[]));
+    let options = ["--way", "plain", "--send-proxy", "v1"];
+    let table = check(&files.cert(), &files.key(), &options, &at(server.port), &prog(&but(&[]), ""));
+    assert_eq!(table.code, Some(0), "{}", table.text);
+    table.has("ok", "HOST is reached", &format!("127.0.0.1:{}, with a PROXY header V1 for 192.0.2.25", server.port));
+    table.has("ok", "HOST: open relay", "not for the outside client 192.0.2.25: \"554 5.7.1");
+    table.has("ok", "HOST: local client", "127.0.0.1 in the header may not relay either: \"554 5.7.1");
+    let told = server.heard();
+    let headers: Vec<&String> = told.iter().filter(|line| line.starts_with("PROXY")).collect();
+    assert_eq!(headers, ["PROXY TCP4 192.0.2.25 127.0.0.1 40025 25", "PROXY TCP4 127.0.0.1 127.0.0.1 40025 25"]);
+    assert_eq!(told[0], *headers[0], "nothing is said before it");
+}
+
+/// What completes no reply, without end, is no reason to wait longer.
+#[test]
+fn who_never_comes_to_an_end_is_late_all_the_same() {
+    let files = Files::of(Certificate::new());
+    let prog = ["/bin/sh", "-c", "while printf 220-; do :; done"].map(str::to_owned);
+    let table =
+        check(&files.cert(), &files.key(), &[&["--way", "respawn"], &SOON[..2], &SOON[6..]].concat(), &[], &prog);
+    table.has("problem", "PROG greets", "a reply of over 65536 octets");
+    let prog = ["/bin/sh", "-c", "while printf '220-a\r\n'; do sleep 0.1; done"].map(str::to_owned);
+    let table =
+        check(&files.cert(), &files.key(), &[&["--way", "respawn"], &SOON[..2], &SOON[6..]].concat(), &[], &prog);
+    table.has("problem", "PROG greets", "no answer in time");
 }
 
 #[test]

@@ -226,7 +226,11 @@ fn ids_are_those_of_a_session() {
     std::os::unix::process::CommandExt::uid(&mut unprivileged, 64021);
     let table = Table::of(unprivileged.envs(environment(&stage, &queue)).envs(ids));
     table.has("problem", "certificate", "can't read ");
-    table.has("problem", "ids", "uid 64021 can't take on TLS_UID=64022, TLS_GID=64022: Operation not permitted");
+    table.has(
+        "problem",
+        "ids",
+        "uid 64021 can't drop its privileges (TLS_UID=64022, TLS_GID=64022): Operation not permitted",
+    );
 }
 
 /// Colours are for people: on a terminal, unless they want none.
