@@ -23,6 +23,7 @@ class Way:
     ends_tls: bool = True  # the client's TLS is the program's own
     under: tuple = ()  # what it is run under; its certificate and key follow
     waits: bool = False  # a process waits to become PROG
+    options: tuple = ()  # what the command line says of it; without, `--way` and its name
 
     def behind(self, stage, queue, prog=MAILFRONT, name="backend"):
         """The port of what goes on behind TLS, or None where that is PROG itself."""
@@ -37,7 +38,7 @@ class Way:
         identity = ["--cert", stage.cert, "--key", stage.key] if self.ends_tls else []
         place = [] if backend is None else ["--trusted-loopback", stage.address, backend]
         under = [*self.under, stage.cert, stage.key] if self.under else []
-        return [*under, *through, program(), "--way", self.name, *identity, *options, *place, *prog]
+        return [*under, *through, program(), *(self.options or ("--way", self.name)), *identity, *options, *place, *prog]
 
 
 def stunnel(stage, queue, prog, name):
@@ -53,6 +54,22 @@ def stunnel_and_mute(stage, queue, prog, name):
     return stage.stunnel(queue, [program(), "--mute=always", *prog], name)
 
 
+def haproxy(*bind):
+    """One that wants the PROXY header of whoever comes, before the server in the clear."""
+    def start(stage, queue, prog, name):
+        behind, port = in_the_clear(stage, queue, prog, f"{name}-behind"), stage.port()
+        both, file = stage.folder / f"{name}.pem", stage.folder / f"{name}.cfg"
+        both.write_bytes(stage.cert.read_bytes() + stage.key.read_bytes())
+        file.write_text(
+            f"defaults\n  mode tcp\n  timeout connect 60s\n  timeout client 600s\n  timeout server 600s\nlisten smtp\n"
+            f"  bind {stage.address}:{port} accept-proxy {' '.join(bind).format(both=both)}\n  server behind {stage.address}:{behind}\n"
+        )
+        return stage.start(name, ["haproxy", "-db", "-f", file], port)
+    return start
+
+
+LATE = ("--send-proxy", "v2", "--proxy-facts", "late")
+
 WAYS = {
     way.name: way
     for way in (
@@ -61,6 +78,9 @@ WAYS = {
         Way("keep", OF_CHILD),
         Way("respawn", OF_CHILD | {"greeting-timeout"}, waits=True),
         Way("raw", IN_CLEAR | {"dial-timeout"}, stunnel_and_mute, ends_tls=False),
+        Way("tls-late", OF_CHILD | {"dial-timeout", "backend-handshake-timeout", "greeting-timeout"}, haproxy("ssl crt {both}"),
+            options=("--way", "tls", *LATE)),
+        Way("plain-late", OF_CHILD | {"dial-timeout", "greeting-timeout"}, haproxy(), options=("--way", "plain", *LATE)),
         Way("ucspi-tls", OF_CHILD, ends_tls=False, under=tuple(UCSPI_TLS)),
         Way("ucspi-tls-respawn", OF_CHILD | {"greeting-timeout"}, ends_tls=False, under=tuple(UCSPI_TLS), waits=True),
     )
