@@ -107,11 +107,13 @@ fn postfix_takes_a_letter_behind_each_header() {
 /// A server that passes what is behind the header on to `backend`; where it listens. Its log is `reader.log`.
 type Reader = fn(&Stage, SocketAddrV4) -> SocketAddrV4;
 
-fn haproxy(stage: &Stage, backend: SocketAddrV4) -> SocketAddrV4 {
+/// HAProxy; `bind` is what it does besides reading the header.
+#[track_caller]
+pub(crate) fn haproxy(stage: &Stage, backend: SocketAddrV4, bind: &str) -> SocketAddrV4 {
     let at = stage.unused_port();
     let configuration = format!(
         "global\n  log stdout format raw local0\ndefaults\n  mode tcp\n  timeout connect 60s\n  timeout client 60s\n  timeout server 60s\n\
-         listen smtp\n  bind {at} accept-proxy\n  server mailfront {backend}\n  log global\n  \
+         listen smtp\n  bind {at} accept-proxy {bind}\n  server mailfront {backend}\n  log global\n  \
          log-format \"told %ci %cp %fi %fp %[fc_pp_authority]\"\n"
     );
     let file = stage.write("haproxy.cfg", configuration);
@@ -171,7 +173,7 @@ fn parses_every_header(reader: Reader, knows_names: bool) {
 
 #[test]
 fn haproxy_parses_every_header() {
-    parses_every_header(haproxy, true);
+    parses_every_header(|stage, backend| haproxy(stage, backend, ""), true);
 }
 
 #[test]
@@ -203,35 +205,42 @@ fn varnish(stage: &Stage) -> SocketAddrV4 {
     at
 }
 
-/// HOST takes the header down and goes; the client tells what it agreed on, and Varnish reads the same from the header.
+/// Runs a client against a wrapper so told; HOST takes the header down and goes. The header, and what the client says.
+#[track_caller]
+fn taken_down(stage: &Stage, name: &str, options: &[&str], client: &[&str]) -> (Vec<u8>, String) {
+    let (identity, child) = (Identity::self_signed(stage, name), Queue::new(stage, name));
+    let listener = TcpListener::bind(stage.unused_port()).expect("bind");
+    let Ok(std::net::SocketAddr::V4(host)) = listener.local_addr() else { panic!("an address") };
+    let options = [&["--way", "plain", "--send-proxy", "v2"], options].concat();
+    let at = front(stage, name, OUTSIDE, wrapper(&identity, &options, host, &MAILFRONT), &child);
+    let mut command = stage.command(["openssl", "s_client", "-starttls", "smtp", "-ign_eof", "-connect"]);
+    command.arg(at.to_string()).args(client);
+    std::thread::scope(|scope| {
+        let header = scope.spawn(|| {
+            wait_readable(&listener, std::time::Instant::now() + PATIENCE).expect("HOST is dialled");
+            let (connection, _) = listener.accept().expect("HOST is dialled");
+            Wire::new(connection).proxy_header().expect("a header")
+        });
+        let said = stage.run(&mut command, b"").output;
+        (header.join().expect("a header"), said)
+    })
+}
+
+/// What the client says that it agreed on, Varnish reads from the header.
 #[test]
 fn varnish_reads_the_facts_that_the_client_knows() {
     let stage = Stage::new();
-    let (identity, child) = (Identity::self_signed(&stage, "own"), Queue::new(&stage, "child"));
     let varnish = varnish(&stage);
-    let listener = TcpListener::bind(stage.unused_port()).expect("bind");
-    let Ok(std::net::SocketAddr::V4(host)) = listener.local_addr() else { panic!("an address") };
+    let (header, _) = taken_down(&stage, "early", &[], &["-tls1_3", "-servername", "mx.example", "-alpn", "smtp"]);
+    assert_eq!(told_to_varnish(varnish, &header), "192.0.2.7 tls=true   verify=1 name= protocol=");
     let clients: [&[&str]; 4] = [
         &["-tls1_3", "-servername", "mx.example", "-alpn", "smtp"],
         &["-tls1_3", "-ciphersuites", "TLS_CHACHA20_POLY1305_SHA256", "-noservername"],
         &["-tls1_2", "-cipher", "ECDHE-ECDSA-AES256-GCM-SHA384", "-noservername", "-alpn", "esmtp,smtp"],
         &["-tls1_2", "-cipher", "ECDHE-ECDSA-CHACHA20-POLY1305", "-servername", "mx.example"],
     ];
-    for options in clients {
-        let words = ["--way", "plain", "--send-proxy", "v2", "--proxy-facts", "late"];
-        let name = format!("front-{}", options.join("-"));
-        let at = front(&stage, &name, OUTSIDE, wrapper(&identity, &words, host, &MAILFRONT), &child);
-        let mut client = stage.command(["openssl", "s_client", "-starttls", "smtp", "-ign_eof", "-connect"]);
-        client.arg(at.to_string()).args(options);
-        let (header, said) = std::thread::scope(|scope| {
-            let header = scope.spawn(|| {
-                wait_readable(&listener, std::time::Instant::now() + PATIENCE).expect("HOST is dialled");
-                let (connection, _) = listener.accept().expect("HOST is dialled");
-                Wire::new(connection).proxy_header().expect("a header")
-            });
-            let said = stage.run(&mut client, b"").output;
-            (header.join().expect("a header"), said)
-        });
+    for (number, options) in clients.into_iter().enumerate() {
+        let (header, said) = taken_down(&stage, &format!("late-{number}"), &["--proxy-facts", "late"], options);
         let word = |behind: &str| {
             let line = said.split(behind).nth(1).unwrap_or_else(|| panic!("no {behind}: {said}"));
             line.split([',', '\n', ' ']).next().unwrap_or_default().to_owned()

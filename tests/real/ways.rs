@@ -10,10 +10,12 @@ use crate::backends::{stunnel_before, tlswrapper};
 use crate::clients::{Mode, curl, openssl, swaks};
 use crate::front::{Identity, MAILFRONT, sessions_ended_well, tcpserver, wrapper_by};
 use crate::letter::{Queue, letter, long_letter};
+use crate::proxy::haproxy;
 use crate::stage::Stage;
 
 /// Where TLS sessions go on.
 pub(crate) struct Behind {
+    /// HOST and PORT, behind the options that it needs.
     server: Vec<String>,
     pub(crate) queue: Queue,
 }
@@ -69,13 +71,34 @@ fn behind_tlswrapper(stage: &Stage, identity: &Identity) -> Behind {
     Behind { server: vec![at.ip().to_string(), at.port().to_string()], queue }
 }
 
-pub(crate) const WAYS: [Way; 8] = [
+/// A mailfront behind HAProxy, which waits for the header until the client's TLS stands.
+fn told_late(stage: &Stage, bind: &str) -> Behind {
+    let queue = Queue::new(stage, "backend");
+    let mailfront = tcpserver(stage, "backend", &MAILFRONT.map(Into::into), &queue);
+    let at = haproxy(stage, mailfront, bind);
+    let options = ["--send-proxy", "v2", "--proxy-facts", "late"].map(str::to_owned);
+    Behind { server: [&options[..], &[at.ip().to_string(), at.port().to_string()]].concat(), queue }
+}
+
+fn told_late_in_tls(stage: &Stage, identity: &Identity) -> Behind {
+    let read = |path| std::fs::read(path).expect("certificate and key");
+    let both = stage.write("both.pem", [read(&identity.certificate), read(&identity.key)].concat());
+    told_late(stage, &format!("ssl crt {}", both.display()))
+}
+
+fn told_late_in_clear(stage: &Stage, _: &Identity) -> Behind {
+    told_late(stage, "")
+}
+
+pub(crate) const WAYS: [Way; 10] = [
     Way { name: "keep", behind: prog },
     Way { name: "respawn", behind: prog },
     Way { name: "ucspi-tls", behind: prog },
     Way { name: "ucspi-tls-respawn", behind: prog },
     Way { name: "plain", behind: on_loopback },
     Way { name: "plain", behind: on_a_unix_socket },
+    Way { name: "tls", behind: told_late_in_tls },
+    Way { name: "plain", behind: told_late_in_clear },
     Way { name: "raw", behind: behind_stunnel },
     Way { name: "raw", behind: behind_tlswrapper },
 ];
