@@ -40,7 +40,9 @@ BARE = Contender("bare", {"plain": lambda run, prog: run.tcpserver(prog), "impli
                  note="no forwarder: tcpserver and the mail server; with TLS, a mail server that speaks TLS itself (rustls)")
 
 # Said at every table of TLS in which bare is a row.
-BARE_IN_TLS = "bare: a TLS server (rustls) with a thread for each session, no mail server under tcpserver: a lower limit than in plaintext"
+BARE_IN_TLS = ("bare: rustls' buffered server with a thread for each session, no process of tcpserver's: something to hold the others against, "
+               "no limit; one that reads and writes in larger pieces can be cheaper")
+BARE_LINE = "a buffered TLS server"
 
 
 # --- ours -------------------------------------------------------------------------------------------------------------------

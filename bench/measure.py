@@ -127,6 +127,25 @@ def free_port():
         return listener.getsockname()[1]
 
 
+class OthersShare:
+    """What ran beside us from now on until it is said: all processor time but that of our children, who by then have ended."""
+
+    def __init__(self):
+        self.began = self.now()
+
+    @staticmethod
+    def now():
+        user, nice, system, idle, waiting, hard, soft, steal = map(int, read("", "stat").split()[1:9])
+        tick = os.sysconf("SC_CLK_TCK")
+        return [(user + nice + system + hard + soft) / tick, (idle + waiting) / tick, steal / tick, sum(os.times()[:4])]
+
+    def __str__(self):
+        busy, idle, steal, ours = (now - then for now, then in zip(self.now(), self.began))
+        all_of_it = max(busy + idle + steal, 0.01)
+        return (f"of the processors' time meanwhile, other programs and the kernel had {max(busy - ours, 0) / all_of_it:.0%}, "
+                f"the hypervisor {steal / all_of_it:.0%}")
+
+
 # --- a contender that runs --------------------------------------------------------------------------------------------------
 
 class Usage:

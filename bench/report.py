@@ -1,5 +1,6 @@
 """Tables of figures: medians with their spread, goals, and the same as text for a terminal and as Markdown. No measuring here."""
 
+import math
 import statistics
 
 NOISY = 0.30  # of the median, between the lowest and the highest round
@@ -37,10 +38,11 @@ class Table:
     """Rows are contenders, columns are (key, heading, digits). Values come round by round, `add`ed in any order.
 
     `picture` names the columns that are drawn; `limit` the contender that is the line in the picture, if there is one; or the
-    line is at a value, `line`."""
+    line is at a value, `line`; `beside` it stands what it is."""
 
-    def __init__(self, name, title, columns, picture=(), limit="bare", line=None):
-        self.name, self.title, self.columns, self.picture, self.limit, self.line = name, title, columns, picture, limit, line
+    def __init__(self, name, title, columns, picture=(), limit="bare", line=None, beside="bare"):
+        self.name, self.title, self.columns, self.picture = name, title, columns, picture
+        self.limit, self.line, self.beside = limit, line, beside
         self.rows, self.failures, self.notes, self.goals = {}, {}, [], []
 
     def add(self, row, **values):
@@ -58,6 +60,12 @@ class Table:
     def times(self, key, of, limit="bare"):
         """A column of ratios to another row, round by round."""
         self.derive(key, of, limit, lambda value, base: value / base if base else 0.0)
+
+    def pool(self, key, of, part):
+        """A column of quantiles of all that was recorded in all rounds, where one round has too few; `of` are lists."""
+        for cells in self.rows.values():
+            every = sorted(value for values in cells[of] for value in values)
+            cells[key] = [every[math.ceil(part * len(every)) - 1]]
 
     def derive(self, key, of, limit, how):
         base = self.rows.get(limit, {}).get(of, [])

@@ -59,6 +59,14 @@ class Tables(unittest.TestCase):
         self.assertAlmostEqual(table.figure("ours", "times").low, 2.0 / 1.2)
         self.assertIsNone(table.figure("bare", "above"))
 
+    def test_a_quantile_is_of_all_rounds(self):
+        table = Table("plain", "Sessions", [("p99", "p99", 1)])
+        for first in (1, 101, 201):
+            table.add("ours", wall=[float(first + more) for more in range(100)])
+        table.pool("p99", "wall", 0.99)
+        self.assertEqual(table.figure("ours", "p99").values, [297.0])
+        self.assertEqual(sessions.milliseconds({"values": [[1000.0, 2], [3000.0, 1]]}), [1.0, 1.0, 3.0])
+
     def test_goals(self):
         table = self.table()
         table.goal("ours", "tree", 2.2, "at the limit")
@@ -144,10 +152,34 @@ class Sessions(unittest.TestCase):
         self.assertEqual(sessions.crowded(said, 8), {"rate": 12.0, "crowded": 25.0})
         self.assertLess({"failed", "crowded"}, {key for key, *_ in sessions.COSTS})
 
+    def test_the_number_at_once_is_the_fastest_at_which_few_fail(self):
+        def rate(number):
+            if number == 64:
+                raise measure.Failure("7 of 64 sessions failed")
+            return {8: 37.0, 32: 123.0}[number]
+
+        self.assertEqual(sessions.fastest(rate), 32)
+        with self.assertRaisesRegex(measure.Failure, "64 sessions failed"):
+            sessions.fastest(lambda _: rate(64))
+
     def test_its_own_is_a_mean_as_a_daemon_s_clock_gives_it(self):
         with measure.Door(None, []) as door:
             door.milliseconds += [1.0, 1.0, 4.0]
         self.assertEqual(door.mean(), 2.0)
+
+
+class Others(unittest.TestCase):
+    def test_what_is_not_ours_is_theirs(self):
+        times = iter([[100.0, 50.0, 1.0, 40.0], [106.0, 53.0, 2.0, 44.0]])  # busy 6, idle 3, steal 1; ours 4 of the 6
+        share = type("Share", (measure.OthersShare,), {"now": staticmethod(lambda: next(times))})()
+        self.assertIn("other programs and the kernel had 20%, the hypervisor 10%", str(share))
+
+    def test_what_our_children_use_is_ours(self):
+        before = measure.OthersShare.now()
+        subprocess.run([sys.executable, "-c", BURN], check=True)
+        busy, _, _, ours = (now - then for now, then in zip(measure.OthersShare.now(), before))
+        self.assertAlmostEqual(ours, 0.25, delta=0.1)
+        self.assertGreater(busy, 0.15)
 
 
 class Starts(unittest.TestCase):
@@ -288,7 +320,7 @@ class Accounting(unittest.TestCase):
 
 class Run(unittest.TestCase):
     def test_a_run_has_its_rows_and_a_peer_that_is_missing_says_so(self):
-        command = [HOME / "bench/run", "--quick", "--dev", "--only", "ours", "--only", "stunnel", "session", "absent=/no/such/program"]
+        command = [HOME / "bench/run", "--quick", "--dev", "--only", "ours", "--only", "hitch", "session", "absent=/no/such/program"]
         run = subprocess.run(command, capture_output=True, text=True, timeout=600)
         self.assertEqual(run.returncode, 0, run.stdout + run.stderr)
         page = (HOME / "target/bench/session.md").read_text()
@@ -297,11 +329,11 @@ class Run(unittest.TestCase):
         for table in (tls, resumed):
             self.assertRegex(table, r"\n\| bare \| [0-9]")
             self.assertRegex(table, r"\n\| ours \| [0-9].*TLSv1_3")
-            self.assertRegex(table, r"\n\| stunnel \| [0-9].*TLSv1_3")
+            self.assertRegex(table, r"\n\| hitch \| [0-9].*TLSv1_3")
             self.assertIn(f"\n- {contenders.BARE_IN_TLS}", table)
         for table in (plain, tls, resumed):
             self.assertRegex(table, r"\n- absent: not measured: .*last words: tcpserver: .* file does not exist")
-            self.assertIn(" | failed, % | failed of 8 at once, % |", table)
+            self.assertIn(" | wall p99 of all rounds, ms | a second, many at once | so many at once | failed, % | failed of many at once, % |", table)
         ElementTree.parse(HOME / "target/bench/session-plain-tree.svg")
 
     def test_every_question_has_its_tables_and_pictures(self):

@@ -2,11 +2,11 @@
 
 import collections
 
-from beside import count_syscalls
-from contenders import BARE_IN_TLS, raw_in_clear, wrapper
+from beside import NotCounted, count_syscalls
+from contenders import BARE_IN_TLS, BARE_LINE, raw_in_clear, wrapper
 from measure import Running
 from report import Table
-from rounds import GIB, KIB, MIB, Moment, each, load, plain, row_of, secure, way_of
+from rounds import GIB, KIB, MIB, Moment, each, load, plain, secure, way_of
 
 
 SLOW = 6  # seconds for a transfer; who needs longer is given an eighth of it
@@ -23,9 +23,9 @@ def bulk(stage, fields):
 
     One session, after MAIL and RCPT: a letter to the server, or a reply of the same size to the client (XSEND, a command of the bench's
     mail server, which reads and writes blocks of 64 KiB). Clocks are read before and after the transfer, per GiB; `its own` is the
-    contender without UCSPI server and mail server, and so is the memory. System calls of the whole tree are counted in a transfer of their own, by
-    strace, which slows what it counts. In TLS, `bare` is a mail server with TLS, and the tree of `ours` has such a one as HOST PORT. `ours raw, in
-    clear` is no TLS at all: what `ours raw` is held against."""
+    contender without UCSPI server and mail server, and so is the memory. System calls of the
+    whole tree are counted by perf, in a transfer of their own of an eighth of the size. In TLS, `bare` is a mail server with TLS, and the tree
+    of `ours` has such a one as HOST PORT. `ours raw, in clear` is no TLS at all: what `ours raw` is held against."""
     if any(one.name == "ours raw" for one in fields):
         fields = [*fields, raw_in_clear()]
     tables = []
@@ -51,10 +51,10 @@ def bulk_one_way(stage, fields, name, title, tls, from_server):
     columns = [("tree", "CPU of the tree, ms per GiB", 0), ("times", "times bare", 2), ("own", "its own, ms per GiB", 0),
                ("speed", "MiB/s", 0), ("switches", "switches per GiB", 0), ("syscalls", "system calls per GiB", 0),
                ("memory", "its memory, MiB", 1)]
-    table = Table(name, f"{title} ({octets // MIB} MiB)", columns, picture=("tree", "own"))
+    table = Table(name, f"{title} ({octets // MIB} MiB)", columns, picture=("tree", "own"), beside=BARE_LINE if tls else "bare")
     table.notes += [BARE_IN_TLS] * tls
     flags = ["--from-server"] if from_server else []
-    sizes = {}
+    sizes, uncounted = {}, []
 
     def one(contender):
         way = way_of(contender, tls)
@@ -62,31 +62,28 @@ def bulk_one_way(stage, fields, name, title, tls, from_server):
             probe = Moment(stage, contender, way, sink(stage), "bulk", "--octets", octets // 32, *flags)
             slow = octets / MIB > SLOW * (octets // 32 / MIB / probe.said["seconds"])
             sizes[contender.name] = octets // 8 if slow else octets
-            if slow:
-                table.notes.append(f"{contender.name}: measured with {octets // 8 // MIB} MiB")
         octets_of = sizes[contender.name]
         scale = GIB / octets_of
         found = Moment(stage, contender, way, sink(stage), "bulk", "--octets", octets_of, *flags)
         table.add(contender.name, tree=found.whole / 1e6 * scale, own=found.own / 1e6 * scale if found.own else None,
                   speed=octets_of / MIB / found.said["seconds"], switches=found.switches * scale,
                   memory=found.peak / 1024 if found.peak else None)
+        if uncounted:
+            return
+        try:
+            counted = system_calls(stage, contender, way, octets_of // 8, flags)
+            table.add(contender.name, syscalls=counted * GIB / (octets_of // 8))
+        except NotCounted as why:
+            uncounted.append(f"system calls are not counted: {why}")
 
     each(stage, table, fields, stage.rounds(2, 3), one)
     table.times("times", "tree")
-    for contender in fields:
-        if contender.name in table.rows:
-            traced = sizes[contender.name] // 8
-            stage.progress(f"{title}: system calls: {contender.name}")
-            calls = Table(name, title, columns)  # a failure here leaves the cell empty, and the row as it is
-            with row_of(calls, contender.name) as outcome:
-                counted = traced_calls(stage, contender, way_of(contender, tls), traced, flags)
-                table.add(contender.name, syscalls=counted * GIB / traced)
-            if outcome.failed:
-                table.notes.append(f"{contender.name}: system calls not counted: {calls.failures[contender.name]}")
+    table.notes += uncounted
+    table.notes += [f"{row}: measured with {sizes[row] // MIB} MiB" for row in table.rows if sizes[row] != octets]
     return table
 
 
-def traced_calls(stage, contender, way, octets, flags):
+def system_calls(stage, contender, way, octets, flags):
     with Running(stage) as run:
         port = contender.start(way, run, sink(stage))
         with load(stage, port, way, "bulk", "--octets", octets, *flags) as client:
@@ -111,7 +108,7 @@ def round_trip(stage, fields):
              ("snoop", "NOOP after EHLO, plaintext", False, ["--snoop"], plain(fields))]
     tables = []
     for name, title, tls, flags, contenders in kinds:
-        table = Table(name, f"{title} ({count} a round)", columns, picture=("p50",))
+        table = Table(name, f"{title} ({count} a round)", columns, picture=("p50",), beside=BARE_LINE if tls else "bare")
         table.notes += [BARE_IN_TLS] * tls
 
         def one(contender):
@@ -145,7 +142,7 @@ def splice_or_copy(stage, _):
                                     ("stream", "Chunks in a stream", "ms per GiB", chunk_streamed)]:
         columns = [*((one.name, f"{one.name}, {unit}", 1) for one in RELAYS), ("ratio", "copy / splice", 2),
                    ("shipped_ratio", "shipped / the cheaper", 2)]
-        table = Table(name, title, columns, picture=("ratio",), limit=None, line=1.0)
+        table = Table(name, title, columns, picture=("ratio",), limit=None, line=1.0, beside="equal")
         each(stage, table, sizes, stage.rounds(2, 7),
              lambda size: table.add(size.name, **{one.name: cost(stage, one, size.octets) for one in RELAYS}))
         verdict(table, sizes)

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use hdrhistogram::iterators::IterationValue;
 
 use crate::client::{Client, Server};
 
@@ -29,12 +30,16 @@ impl Latencies {
         self.0.add(&other.0).map_err(io::Error::other)
     }
 
-    /// Microseconds; without samples all zero.
+    /// Microseconds; without samples all zero. `values` are pairs: a latency, and how many had it.
     #[allow(clippy::cast_precision_loss)] // far below 2^52
     fn json(&self) -> String {
         let at = |quantile| self.0.value_at_quantile(quantile) as f64 / 1e3;
         let (p50, p99, p999) = (at(0.5), at(0.99), at(0.999));
-        format!(r#"{{"p50":{p50:.3},"p99":{p99:.3},"p999":{p999:.3},"count":{}}}"#, self.0.len())
+        let pair = |value: IterationValue<u64>| {
+            format!("[{:.3},{}]", value.value_iterated_to() as f64 / 1e3, value.count_at_value())
+        };
+        let values = self.0.iter_recorded().map(pair).collect::<Vec<_>>().join(",");
+        format!(r#"{{"p50":{p50:.3},"p99":{p99:.3},"p999":{p999:.3},"count":{},"values":[{values}]}}"#, self.0.len())
     }
 }
 
