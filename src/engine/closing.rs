@@ -83,12 +83,12 @@ impl Conn {
                 self.session.handle_unsent();
             }
             let facts = client.leg.as_ref().map(Leg::facts);
-            let mode = match (self.policy.way, &facts) {
-                (_, Some(facts)) => Mode::Tls(facts),
-                (Way::Mute, None) => Mode::Mute,
-                (Way::UcspiTls | Way::UcspiRespawn, None) if !self.told.is_empty() => Mode::Told(&self.told),
-                (Way::Raw, None) if self.session.ended_in() == Phase::RelayTls => Mode::Raw,
-                (_, None) => Mode::Plain,
+            let mode = match (self.policy.way, &facts, &self.told) {
+                (_, Some(facts), _) => Mode::Tls(facts),
+                (_, None, Some(told)) => Mode::Told(told),
+                (Way::Mute, None, None) => Mode::Mute,
+                (Way::Raw, None, None) if self.session.ended_in() == Phase::RelayTls => Mode::Raw,
+                (_, None, None) => Mode::Plain,
             };
             if let Some(reason) = self.session.end() {
                 report::end(&self.info, reason, &mode, self.tally, self.session.recorded(), self.started);

@@ -127,7 +127,8 @@ pub struct Conn {
     pub(super) tls_server: Option<TlsServer>,
     pub(super) tls_handshake: Option<TlsHandshake>,
     pub(super) tls_pid: Option<Pid>,
-    pub(super) told: Vec<Variable>,
+    /// What the UCSPI-TLS server has told of its TLS, once that stands.
+    pub(super) told: Option<Vec<Variable>>,
     pub(super) exit: Option<End>,
     pub(super) dial: Option<Dial>,
     pub(super) resolver: Resolver,
@@ -194,7 +195,7 @@ impl Conn {
             tls_server,
             tls_handshake: None,
             tls_pid: None,
-            told: Vec::new(),
+            told: None,
             exit: None,
             dial: None,
             resolver: Resolver::default(),

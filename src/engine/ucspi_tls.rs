@@ -98,7 +98,7 @@ impl Conn {
             let why = "the UCSPI-TLS server gave up".to_owned();
             self.session.handle_end(EndReason::Handshake(why), now);
         } else if has_ended || variables::is_whole(told) {
-            self.told = variables::decode(told);
+            self.told = Some(variables::decode(told));
             self.tls_handshake = None;
             self.session.handle_client_secured(now);
         }
@@ -129,6 +129,6 @@ impl Conn {
 
     /// What the server has told, for a fresh child.
     pub(super) fn told_octets(&self) -> Vec<u8> {
-        variables::encode(self.told.iter().map(|(name, value): &Variable| (name.as_str(), value.as_slice())))
+        variables::encode(self.told.iter().flatten().map(|(name, value): &Variable| (name.as_str(), value.as_slice())))
     }
 }

@@ -233,6 +233,51 @@ fn a_server_whose_client_never_closes_is_not_left_behind() {
 }
 
 #[test]
+fn a_server_that_tells_nothing_has_done_tls_all_the_same() {
+    let (mut door, mut child, _, _folder) = under_server("secretive", Way::UcspiTls);
+    promise(&mut door, &mut child);
+    let client = door.client.as_mut().unwrap();
+    client.secure(tls_client()).unwrap();
+    client.end();
+    child.exit(0);
+    door.code();
+    assert!(wait_until(PATIENCE, || door.said().contains("mode=tls tls=- suite=- sni=- ")), "{}", door.said());
+}
+
+#[test]
+fn what_a_lying_server_tells_gives_a_fresh_child_no_orders() {
+    let (mut door, mut child, _, _folder) = under_server("liar", Way::UcspiRespawn);
+    greet(&mut door, &mut child).unwrap();
+    let client = door.client.as_mut().unwrap();
+    client.send(b"STARTTLS\r\n");
+    client.get(b"220 2.0.0 Ready to start TLS\r\n").unwrap();
+    child.exit(0);
+    client.secure(tls_client()).unwrap();
+    let environment = door.fresh().unwrap().report.environment.clone();
+    let told: Vec<&String> = environment.iter().filter(|variable| variable.starts_with("SSL_")).collect();
+    assert!(!environment.iter().any(|variable| variable.to_lowercase().contains("poisoned")), "{told:?}");
+    assert!(told.iter().any(|variable| *variable == "SSL_PROTOCOL=TLSv1.3"), "{told:?}");
+    assert!(!told.iter().any(|variable| variable.starts_with("SSL_LONG")), "{told:?}");
+    assert!(told.iter().map(|variable| variable.len() + 1).sum::<usize>() < 4096, "{}", told.len());
+    door.fresh().unwrap().exit(0);
+    door.code();
+}
+
+#[test]
+fn a_server_that_never_stops_telling_is_98_and_not_remembered() {
+    let (mut door, mut child, _, _folder) = under_server("flooder", Way::UcspiTls);
+    let before = door.memory("VmHWM");
+    promise(&mut door, &mut child);
+    let client = door.client.as_mut().unwrap();
+    client.secure(tls_client()).unwrap();
+    assert_eq!(client.rest().unwrap().0, b"");
+    let grown = door.memory("VmHWM") - before;
+    child.exit(0);
+    assert_eq!(door.code(), 98);
+    assert!(grown < 512, "{grown} KiB more");
+}
+
+#[test]
 fn garbage_where_tls_is_due_is_98() {
     let (mut door, mut child, server, _folder) = under_server("serve", Way::UcspiTls);
     promise(&mut door, &mut child);

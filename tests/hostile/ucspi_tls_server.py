@@ -5,7 +5,7 @@ half waits for `y` or `Y`, speaks TLS on descriptors 0 and 1 from then on, and m
 VARIABLE=VALUE NUL ... NUL on the control socket when the handshake is done. The end of that socket instead ends it.
 
 MODE: serve; apart (the same, PROG's child it is not); dead (it is gone before PROG begins); gives-up (it ends when it is asked to
-begin).
+begin); secretive (it tells nothing); liar (it tells what nobody may be told); flooder (it tells a mebibyte, and no end).
 """
 
 import os
@@ -57,7 +57,16 @@ os.close(1)
 if command == b"Y":
     told = [f"SSL_PROTOCOL={client.version()}", f"SSL_CIPHER={client.cipher()[0]}", "SSL_PEER_CERT_HASH"]
     told += [f"SSL_TLS_SNI_SERVERNAME={name}" for name in named]
-    ours.sendall("".join(word + "\0" for word in told).encode() + b"\0")
+    if mode == "secretive":
+        told = []
+    if mode == "liar":
+        told += ["PATH=/poisoned", "SSL_CERT_FILE=/poisoned", "SSL_X=a\nPOISONED=1", "SSL_y=poisoned", "=poisoned", "SSL_LONG=" + "x" * 5000]
+        told += [f"SSL_MANY_{number}=" + "x" * 200 for number in range(100)]
+    octets = "".join(word + "\0" for word in told).encode() + b"\0"
+    try:
+        ours.sendall(octets if mode != "flooder" else b"SSL_X=" + b"x" * (1 << 20))
+    except BrokenPipeError:
+        os._exit(0)
 ours.close()
 reading = [client, from_prog]
 while from_prog in reading:
