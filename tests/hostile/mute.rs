@@ -117,3 +117,50 @@ fn only_who_comes_from_a_wrapper_is_muted() {
         assert_eq!(said, if is_muted { "250 EHLO a\n" } else { "220 hello\n250 EHLO a\n" }, "{option} {port:?}");
     }
 }
+
+#[test]
+fn a_prog_that_says_more_than_it_was_asked_is_given_up_and_none_of_it_comes_through() {
+    let cases: [(&[u8], &[u8]); 4] = [
+        (b"220 mail.example\r\n250 injected\r\n", b""),
+        (b"220 mail.example\r\n", b"250 mail.example\r\n250 injected\r\n"),
+        (b"220 mail.example\r\n", b"354 injected\r\n"),
+        (b"220 mail.example\r\n", b"250-mail.example\r\n250 STARTTLS\r\n"),
+    ];
+    all_of(&cases, |(greeting, answer)| {
+        let (mut door, mut child) = open(&Start { environment: &[("STARTTLS_REPLAY", "EHLO a")], ..MUTE });
+        child.send(greeting);
+        if !answer.is_empty() {
+            child.get(b"EHLO a\r\n").unwrap();
+            child.send(answer);
+        }
+        let client = door.client.as_mut().unwrap();
+        assert_eq!(client.rest().unwrap().0, b"421 4.3.0 Mail server not available\r\n");
+        child.exit(0);
+        assert_eq!(door.code(), 111, "{}", door.said());
+    });
+}
+
+#[test]
+fn a_replay_beyond_all_measure_is_a_421() {
+    let told = "NOOP 0123456789012345678901234567890123456789\n".repeat(2000);
+    let (mut door, mut child) = open(&Start { environment: &[("STARTTLS_REPLAY", &told)], ..MUTE });
+    let client = door.client.as_mut().unwrap();
+    assert_eq!(client.rest().unwrap().0, b"421 4.3.0 Mail server not available\r\n");
+    child.exit(0);
+    assert_eq!(door.code(), 111);
+}
+
+/// The client may say what it likes before PROG greets: it waits in the kernel, not with us.
+#[test]
+fn a_flood_before_the_greeting_is_not_remembered() {
+    let (mut door, mut child) = open(&Start { shape: Shape::Tcp, options: &["--greeting-timeout", "2"], ..MUTE });
+    let before = door.memory("VmHWM");
+    let client = door.client.as_mut().unwrap();
+    client.send(&b"NOOP\r\n".repeat(1 << 20));
+    let (said, _) = client.rest().unwrap();
+    assert!(said.is_empty() || said == b"421 4.3.0 Mail server not available\r\n", "{}", said.escape_ascii());
+    let grown = door.memory("VmHWM") - before;
+    assert!(grown < 512, "{grown} KiB more");
+    child.exit(0);
+    assert_eq!(door.code(), 111);
+}

@@ -102,3 +102,20 @@ fn no_certificate_is_needed() {
         standing.close();
     }
 }
+
+/// A client that goes on in clear behind the 220 speaks to HOST's TLS, and to nobody else.
+#[test]
+fn what_is_said_in_clear_behind_the_220_never_reaches_prog() {
+    let mut standing = Standing::at(At::Snoop, &Start { way: Way::Raw, ..Start::default() });
+    standing.door.backend.listen();
+    let client = standing.door.client.as_mut().unwrap();
+    client.send(b"STARTTLS\r\n");
+    client.get(b"220 2.0.0 Ready to start TLS\r\n").unwrap();
+    let injected = b"EHLO injected.example\r\nMAIL FROM:<injected@evil.example>\r\n";
+    client.send(injected);
+    standing.door.backend.wire().unwrap().get(injected).unwrap();
+    standing.child.get(b"QUIT\r\n").unwrap();
+    assert_eq!(standing.child.rest().unwrap(), b"");
+    drop(standing.door.backend.take());
+    standing.close();
+}

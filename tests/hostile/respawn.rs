@@ -204,3 +204,28 @@ fn a_fresh_child_that_stays_is_ended_like_any_other() {
     let fresh = standing.door.fresh.as_ref().unwrap();
     assert!(fresh.is_gone(Duration::from_secs(2)));
 }
+
+/// Response injection by the second greeting: nothing of it comes through.
+#[test]
+fn a_fresh_child_that_says_more_than_its_greeting_is_given_up() {
+    let greetings: [&[u8]; 5] = [
+        b"220 mail.example\r\n250 injected\r\n",
+        b"220 mail.example\r\n250-injected\r\n",
+        b"220-mail.example\r\n250 injected\r\n220 mail.example\r\n",
+        b"\0\0\0\r\n220 injected\r\n",
+        b"injected",
+    ];
+    all_of(&greetings, |greeting| {
+        let options = ["--greeting-timeout", "2"];
+        let mut standing = Standing::at(At::Greeting, &Start { options: &options, ..RESPAWN });
+        let fresh = standing.door.fresh.as_mut().unwrap();
+        fresh.send(greeting);
+        let client = standing.door.client.as_mut().unwrap();
+        let (said, end) = client.rest().unwrap();
+        assert_eq!((said.as_slice(), end), (&b"421 4.3.0 Mail server not available\r\n"[..], End::Clean));
+        let fresh = standing.door.fresh.as_mut().unwrap();
+        assert!(!fresh.rest().unwrap().starts_with(b"EHLO"));
+        fresh.exit(0);
+        assert_eq!(standing.close(), 111);
+    });
+}

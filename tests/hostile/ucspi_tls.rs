@@ -274,7 +274,7 @@ fn a_server_that_never_stops_telling_is_98_and_not_remembered() {
     let grown = door.memory("VmHWM") - before;
     child.exit(0);
     assert_eq!(door.code(), 98);
-    assert!(grown < 512, "{grown} KiB more");
+    assert!(grown < 2048, "{grown} KiB more");
 }
 
 #[test]
@@ -298,4 +298,15 @@ fn without_a_server_it_is_a_usage_error() {
         let mut door = Door::open(&Start { way: Way::UcspiTls, environment, ..Start::default() });
         assert_eq!(door.code(), 100, "{}", door.said());
     }
+}
+
+#[test]
+fn a_client_that_resets_behind_the_220_leaves_nothing_behind() {
+    let (mut door, mut child, server, _folder) = under_server("serve", Way::UcspiTls);
+    promise(&mut door, &mut child);
+    door.client.take().unwrap().reset();
+    assert_eq!(child.rest().unwrap(), b"");
+    child.exit(0);
+    assert_eq!(door.code(), 98);
+    assert!(is_gone(&server.unwrap()));
 }

@@ -5,7 +5,7 @@ half waits for `y` or `Y`, speaks TLS on descriptors 0 and 1 from then on, and m
 VARIABLE=VALUE NUL ... NUL on the control socket when the handshake is done. The end of that socket instead ends it.
 
 MODE: serve; apart (the same, PROG's child it is not); dead (it is gone before PROG begins); gives-up (it ends when it is asked to
-begin); secretive (it tells nothing); liar (it tells what nobody may be told); flooder (it tells a mebibyte, and no end).
+begin); secretive (it tells nothing); liar (it tells what nobody may be told); flooder (it tells 16 MiB, and no end).
 """
 
 import os
@@ -64,7 +64,7 @@ if command == b"Y":
         told += [f"SSL_MANY_{number}=" + "x" * 200 for number in range(100)]
     octets = "".join(word + "\0" for word in told).encode() + b"\0"
     try:
-        ours.sendall(octets if mode != "flooder" else b"SSL_X=" + b"x" * (1 << 20))
+        ours.sendall(octets if mode != "flooder" else b"SSL_X=" + b"x" * (16 << 20))
     except BrokenPipeError:
         os._exit(0)
 ours.close()
