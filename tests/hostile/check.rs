@@ -239,7 +239,7 @@ fn a_prog_that_says_nothing_or_stays_is_told_so_and_leaves_nothing_behind() {
     run("exit 7").has("problem", "PROG greets", "it closed (exit status: 7)");
     run("exec sleep 60").has("problem", "PROG greets", "no answer in time");
     run("printf '220-half a greeti'; exec sleep 60").has("problem", "PROG greets", "no answer in time");
-    let stays = prog(&but(&[]), "trap '' TERM; while :; do sleep 1 & wait; done")[2].clone();
+    let stays = prog(&but(&[]), "trap '' TERM; for i in 1 2 3 4 5 6 7 8 9 10; do sleep 1 & wait; done")[2].clone();
     run(&stays).has("warning", "PROG ends", "1 s after QUIT it took SIGKILL");
     let stays = prog(&but(&[]), "exec sleep 60")[2].clone();
     run(&stays).has("warning", "PROG ends", "1 s after QUIT it took SIGTERM");
