@@ -1,6 +1,7 @@
 //! Why the program never started: what failed, on what, what to do; with its exit code.
 
 use core::fmt;
+use core::net::SocketAddr;
 
 /// Exit codes, as skarnet's programs use them (protocol.md, Signals and exits).
 pub mod exit {
@@ -31,6 +32,8 @@ pub enum Fatal {
     Usage(String),
     /// A system call failed: what was being done, and the error.
     System(&'static str, std::io::Error),
+    /// Nothing can be heard at this address.
+    Listen(SocketAddr, std::io::Error),
 }
 
 impl Fatal {
@@ -39,7 +42,7 @@ impl Fatal {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => exit::USAGE,
-            Self::System(..) => exit::SYSTEM,
+            Self::System(..) | Self::Listen(..) => exit::SYSTEM,
         }
     }
 }
@@ -49,6 +52,7 @@ impl fmt::Display for Fatal {
         match self {
             Self::Usage(what) => write!(f, "usage: {what}"),
             Self::System(doing, error) => write!(f, "can't {doing}: {error}"),
+            Self::Listen(address, error) => write!(f, "can't listen on {address}: {error}"),
         }
     }
 }

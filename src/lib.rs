@@ -3,7 +3,7 @@
 //! # The house
 //!
 //! ```text
-//!            client (fds 0 and 1 under a UCSPI server)
+//!            client (fds 0 and 1 under a UCSPI server, or accepted: driver::listen, engine::Crowd)
 //!               |
 //!        [ engine::Conn: one session and its ends, on the mio loop ]
 //!               |                         \

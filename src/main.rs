@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use starttls_wrapper::check;
 use starttls_wrapper::cli::{self, Invocation};
-use starttls_wrapper::driver::ucspi;
+use starttls_wrapper::driver::{listen, ucspi};
 use starttls_wrapper::error::{Fatal, exit};
 use starttls_wrapper::logging;
 use starttls_wrapper::sys::{exit_now, inherited};
@@ -35,7 +35,10 @@ fn run() -> Result<u8, Fatal> {
         Invocation::Check(config) => check::run(&config),
         Invocation::Serve(config) => {
             logging::init(config.verbosity);
-            let code = ucspi::serve(*config)?;
+            let code = match config.listen.clone() {
+                Some(listen) => listen::serve(*config, &listen)?,
+                None => ucspi::serve(*config)?,
+            };
             // All is closed and said. Exit handlers (aws-lc's) would only wake more of the program.
             exit_now(code)
         }

@@ -24,15 +24,26 @@ const AT_ONCE: usize = 8;
 
 #[test]
 fn every_dialogue_holds_through_the_program() {
+    every_dialogue_holds(Shape::Tcp);
+}
+
+/// But for those in which a fresh PROG is told of the client's TLS: a listener has none.
+#[test]
+fn every_dialogue_holds_through_a_listener() {
+    every_dialogue_holds(Shape::Listener);
+}
+
+fn every_dialogue_holds(shape: Shape) {
     let dialogues = dialogue::all().unwrap_or_else(|why| panic!("{why}"));
     let dialogues: Vec<_> = dialogues.into_iter().filter(|d| d.doors != Doors::Pure).collect();
-    let (dialogues, count) = ways::all(&dialogues);
+    let (mut dialogues, count) = ways::all(&dialogues);
+    dialogues.retain(|dialogue| shape != Shape::Listener || !dialogue.way.respawns());
     let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     thread::scope(|scope| {
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
                 while let Some(dialogue) = dialogues.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let played = std::panic::catch_unwind(|| door::play(dialogue));
+                    let played = std::panic::catch_unwind(|| door::play(dialogue, shape));
                     let played =
                         played.unwrap_or_else(|_| Err(format!("{}: the rig panicked", dialogue.path.display())));
                     if let Err(why) = played {

@@ -28,6 +28,8 @@ pub enum Request {
 pub struct Typed {
     values: [Option<OsString>; COUNT],
     times: [u8; COUNT],
+    /// `--listen`, each.
+    pub listen: Vec<OsString>,
     /// `--way`.
     pub way: Way,
     /// HOST, where the way has one.
@@ -65,6 +67,7 @@ pub fn split(
     let mut parser = Parser::from_args(words);
     let mut values = [const { None }; COUNT];
     let mut times = [0u8; COUNT];
+    let mut listen = Vec::new();
     let first = loop {
         let spec = match parser.next().map_err(|error| superfluous(&error))? {
             None => break None,
@@ -93,7 +96,11 @@ pub fn split(
             if value.is_empty() {
                 return Err(Fatal::Usage(format!("{} wants {name}, not nothing", spec.called())));
             }
-            values[row] = Some(value);
+            if spec.id == Id::Listen {
+                listen.push(value);
+            } else {
+                values[row] = Some(value);
+            }
         }
     };
     let way = match (times[Id::Mute as usize], times[Id::Way as usize]) {
@@ -116,7 +123,7 @@ pub fn split(
             values[spec.id as usize] = environment(name).filter(|value| !value.is_empty());
         }
     }
-    Ok(Request::Serve(Box::new(Typed { values, times, way, host, port, program, arguments })))
+    Ok(Request::Serve(Box::new(Typed { values, times, listen, way, host, port, program, arguments })))
 }
 
 fn way(word: Option<&OsStr>) -> Result<Way, Fatal> {

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use log::LevelFilter;
 
 use super::args::{self, Typed, socket_path};
+use super::listen::{Listen, listen};
 use super::mute::{Mute, mute, told};
 use super::options::{Id, OPTIONS};
 use crate::error::Fatal;
@@ -23,6 +24,8 @@ use crate::tls::server_name;
 pub struct Config {
     /// HOST PORT, where the way has one.
     pub server: Option<Server>,
+    /// `--listen`: no UCSPI child, but many sessions.
+    pub listen: Option<Listen>,
     /// `--mute`: whose greeting is swallowed.
     pub mute: Option<Mute>,
     /// PROG, found through PATH.
@@ -132,6 +135,7 @@ impl Config {
             verbosity: verbosity(typed.times(Id::Verbose), typed.times(Id::Quiet)),
             uid: unprivileged(&typed, Id::TlsUid)?,
             gid: unprivileged(&typed, Id::TlsGid)?,
+            listen: listen(&typed)?,
             mute: mute(&typed)?,
             sandbox: typed.times(Id::NoSandbox) == 0,
             server,
@@ -390,7 +394,7 @@ fn verbosity(louder: u8, quieter: u8) -> LevelFilter {
 }
 
 /// 0 drops nothing, and all ones tells the kernel to leave the id as it is: neither is what was meant.
-fn unprivileged(typed: &Typed, id: Id) -> Result<Option<u32>, Fatal> {
+pub(super) fn unprivileged(typed: &Typed, id: Id) -> Result<Option<u32>, Fatal> {
     match number(typed, id)? {
         Some(0 | u32::MAX) => usage(format!("{} must be an unprivileged id", called(id))),
         number => Ok(number),
@@ -405,7 +409,7 @@ pub(super) fn text(typed: &Typed, id: Id) -> Result<Option<&str>, Fatal> {
     }
 }
 
-fn number(typed: &Typed, id: Id) -> Result<Option<u32>, Fatal> {
+pub(super) fn number(typed: &Typed, id: Id) -> Result<Option<u32>, Fatal> {
     match typed.value(id) {
         None => Ok(None),
         Some(word) => match word.to_str().and_then(parsed) {

@@ -4,6 +4,7 @@
 
 pub mod args;
 pub mod config;
+mod listen;
 mod mute;
 pub mod options;
 
@@ -11,9 +12,10 @@ use std::ffi::OsString;
 
 use crate::error::Fatal;
 pub use config::{Config, IdentitySource, Server};
+pub use listen::Listen;
 pub use mute::Mute;
 use options::Id;
-pub use options::OWN_VARIABLES;
+pub use options::{LISTENER_VARIABLES, OWN_VARIABLES};
 
 /// What the command line comes to.
 #[derive(Debug)]

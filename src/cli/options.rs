@@ -34,6 +34,11 @@ pub enum Id {
     FarewellTimeout,
     TlsUid,
     TlsGid,
+    Listen,
+    Workers,
+    MaxSessions,
+    Uid,
+    Gid,
     NoSandbox,
     Check,
     Verbose,
@@ -55,6 +60,8 @@ pub enum Group {
     Policy,
     /// How long each wait may last.
     Timeouts,
+    /// Many sessions in one process.
+    Listener,
     /// Privileges, logging and help.
     General,
     /// Not listed at all.
@@ -100,6 +107,9 @@ pub const OWN_VARIABLES: [&str; 10] = [
     "SSLWRITEFD",
 ];
 
+/// Those that are a listener's besides: a UCSPI child's PROG may need them.
+pub const LISTENER_VARIABLES: [&str; 2] = ["UID", "GID"];
+
 const fn flag(id: Id, long: &'static str, group: Group, meaning: &'static str) -> OptionSpec {
     OptionSpec { id, long, short: None, value: None, env: None, default: "", meaning, group }
 }
@@ -144,7 +154,7 @@ impl OptionSpec {
 }
 
 /// The table.
-pub const OPTIONS: [OptionSpec; 38] = [
+pub const OPTIONS: [OptionSpec; 43] = [
     valued(Id::Cert, "cert", "FILE", "", Group::Certificate, "our certificate chain, PEM").with_env("CERTFILE"),
     valued(Id::Key, "key", "FILE", "the --cert file", Group::Certificate, "the private key of --cert, PEM")
         .with_env("KEYFILE"),
@@ -238,6 +248,18 @@ pub const OPTIONS: [OptionSpec; 38] = [
     timeout(Id::FarewellTimeout, "farewell-timeout", "5", "PROG's exit before SIGTERM, and again before SIGKILL"),
     variable(Id::TlsUid, "TLS_UID", Group::General, "user id to take on once the key is read").with_value("UID"),
     variable(Id::TlsGid, "TLS_GID", Group::General, "group id to take on once the key is read").with_value("GID"),
+    valued(
+        Id::Listen,
+        "listen",
+        "ADDR:PORT",
+        "",
+        Group::Listener,
+        "be no UCSPI child but listen here; may stand several times",
+    ),
+    valued(Id::Workers, "workers", "N", "processors", Group::Listener, "loops, each with sockets of its own"),
+    valued(Id::MaxSessions, "max-sessions", "N", "10000", Group::Listener, "at once; one more hears 421"),
+    variable(Id::Uid, "UID", Group::Listener, "user id that PROG is to have").with_value("UID"),
+    variable(Id::Gid, "GID", Group::Listener, "group id that PROG is to have").with_value("GID"),
     flag(Id::NoSandbox, "no-sandbox", Group::General, "keep every right that the kernel gives us"),
     flag(Id::Check, "check", Group::General, "try all of it without a client; exit 1: a problem").with_env("NO_COLOR"),
     flag(Id::Verbose, "verbose", Group::General, "say more on stderr: -v debug, -vv trace").with_short('v'),
@@ -254,18 +276,19 @@ pub const OPTIONS: [OptionSpec; 38] = [
 ];
 
 /// Headings, in the order of `--help`.
-const HEADINGS: [(Group, &str); 5] = [
+const HEADINGS: [(Group, &str); 6] = [
     (Group::Certificate, "Certificate (without one, STARTTLS is not offered):"),
     (Group::Backend, "Backend, the server behind TLS:"),
     (Group::Policy, "Policy:"),
     (Group::Timeouts, "Time-outs, in seconds:"),
+    (Group::Listener, "Listener (in place of a UCSPI server; one process for all sessions):"),
     (Group::General, "General:"),
 ];
 
 /// Where the meanings start in `--help`, in columns.
 const MEANING_COLUMN: usize = 33;
 
-/// The text of `--help`: at most 50 lines of 100 columns.
+/// The text of `--help`: at most 60 lines of 100 columns.
 #[must_use]
 pub fn help() -> String {
     let mut text = String::with_capacity(4096);
@@ -360,9 +383,9 @@ mod tests {
     }
 
     #[test]
-    fn help_fits_a_screen_of_50_lines_by_100_columns() {
+    fn help_fits_60_lines_of_100_columns() {
         let text = help();
-        assert!(text.lines().count() <= 50, "{} lines", text.lines().count());
+        assert!(text.lines().count() <= 60, "{} lines", text.lines().count());
         for line in text.lines() {
             assert!(line.chars().count() <= 100, "{} columns: {line}", line.chars().count());
             assert_eq!(line.trim_end(), line);
@@ -396,7 +419,9 @@ mod tests {
     fn every_variable_that_is_read_is_kept_from_prog() {
         for spec in OPTIONS.iter().filter(|spec| spec.value.is_some()) {
             if let Some(name) = spec.env {
-                assert!(OWN_VARIABLES.contains(&name), "{name}");
+                let is_listeners = spec.group == Group::Listener;
+                let kept: &[&str] = if is_listeners { &LISTENER_VARIABLES } else { &OWN_VARIABLES };
+                assert!(kept.contains(&name), "{name}");
             }
         }
     }

@@ -85,7 +85,8 @@ pub(crate) fn needs(target: Option<&Target>, peer: Option<&Peer>, children: Vec<
     let folders = peer.map_or(&[][..], |peer| peer.roots.folders());
     // A folder may be one of the system's, or of links to its certificates.
     let linked = folders.first().map(|_| sandbox::system_roots()).unwrap_or_default();
-    Needs { children, target: target.cloned(), files: folders.iter().cloned().chain(linked).collect() }
+    let files = folders.iter().cloned().chain(linked).collect();
+    Needs { children, target: target.cloned(), files, listens: false }
 }
 
 /// How HOST is known, where it speaks TLS. Its roots are opened here.
@@ -137,7 +138,7 @@ fn tls_server(config: &Config) -> Result<Option<TlsServer>, Fatal> {
     let [control, input, output] =
         inherited::tls_server(|name| std::env::var_os(name)).map_err(|fatal| match fatal {
             Fatal::System(deed, error) => turn_away(deed, error),
-            usage @ Fatal::Usage(_) => usage,
+            other @ (Fatal::Usage(_) | Fatal::Listen(..)) => other,
         })?;
     let ends = || {
         let (input, output) = (End::shared(input, CLIENT_IN)?, End::shared(output, CLIENT_OUT)?);
@@ -148,6 +149,16 @@ fn tls_server(config: &Config) -> Result<Option<TlsServer>, Fatal> {
 
 fn not_started(config: &Config, error: io::Error) -> EndReason {
     EndReason::Child(ChildEnd::NotStarted(format!("{}: {error}", config.program.to_string_lossy())))
+}
+
+/// Says what is risky about what was asked for.
+pub(super) fn warn_of(config: &Config) {
+    if config.backend_insecure {
+        warn!("the backend's certificate is not checked (--backend-insecure)");
+    }
+    if config.may_relay_for_all {
+        warn!("{HAZARD}");
+    }
 }
 
 /// A connection and its loop.
@@ -166,14 +177,11 @@ impl Parted {
         tls_server: Option<TlsServer>,
         started: Instant,
     ) -> io::Result<Self> {
+        if target.is_some() {
+            warn_of(&config);
+        }
         let mut policy = config.policy;
         policy.offer_tls = secrets.identity.is_some() || !policy.way.ends_tls();
-        if config.backend_insecure {
-            warn!("the backend's certificate is not checked (--backend-insecure)");
-        }
-        if config.may_relay_for_all && target.is_some() {
-            warn!("{HAZARD}");
-        }
         // What can fail for want of descriptors comes before the client's are taken.
         let poll = Poll::new()?;
         let terminations = End::event(signals::terminations()?, SIGNALS);
@@ -195,6 +203,7 @@ impl Parted {
             info,
             policy: Arc::new(policy),
             secrets,
+            setups: None,
             target,
             proxy,
             relay: config.relay,
@@ -207,7 +216,7 @@ impl Parted {
 }
 
 /// Our certificate and key, or `None` where they are not usable, which is then said.
-fn identity(source: &IdentitySource) -> Option<Identity> {
+pub(super) fn identity(source: &IdentitySource) -> Option<Identity> {
     let found = match source {
         IdentitySource::None => return None,
         IdentitySource::SelfSigned(name) => Identity::self_signed(name).map_err(|error| error.to_string()),

@@ -62,8 +62,10 @@ pub struct Parts {
     pub target: Option<Target>,
     /// What HOST is told of the client before anything else; the inner `None`: nobody knows who it is.
     pub proxy: Option<Option<Header>>,
-    /// What TLS is made from.
+    /// What TLS is made from, and what was made from it already.
     pub secrets: Secrets,
+    /// The TLS configurations, where many sessions share them; `None`: made from `secrets` when they are needed.
+    pub setups: Option<Setups>,
     /// How relayed plaintext moves.
     pub relay: RelayMode,
     /// Readable when the session is to end.
@@ -199,7 +201,7 @@ impl Conn {
             exit: None,
             dial: None,
             resolver: Resolver::default(),
-            setups: None,
+            setups: parts.setups,
             backend,
             relay: None,
             batch: Batch::default(),
@@ -227,6 +229,12 @@ impl Conn {
     pub fn terminate(&mut self, now: Instant) {
         self.session.handle_terminate(now);
         self.dismissals.iter_mut().for_each(|dismissal| dismissal.hurry(now));
+    }
+
+    /// Who the client is, for the log.
+    #[must_use]
+    pub fn client(&self) -> &ClientInfo {
+        &self.info
     }
 
     /// Why the session ended, once it has.

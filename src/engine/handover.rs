@@ -37,16 +37,19 @@ pub struct Peer {
     pub insecure: bool,
 }
 
-/// The TLS configurations of one session.
-#[derive(Debug)]
-pub(super) struct Setups {
+/// The TLS configurations of a session, or of many.
+#[derive(Clone, Debug)]
+pub struct Setups {
     pub(super) server: Arc<ServerConfig>,
     pub(super) client: Option<(Arc<ClientConfig>, ServerName<'static>)>,
 }
 
 impl Secrets {
     /// Makes the configurations around [`Secrets::identity`]: the key is loaded here, and the provider touched.
-    pub(super) fn set_up(&self, identity: &Identity) -> Result<Setups, TlsError> {
+    ///
+    /// # Errors
+    /// The key fits no provider, or HOST's name is none.
+    pub fn set_up(&self, identity: &Identity) -> Result<Setups, TlsError> {
         let client = self.peer.as_ref().map(|peer| peer.set_up(Some(identity.leaf().clone())));
         Ok(Setups { server: server_setup(identity)?, client: client.transpose()? })
     }

@@ -21,6 +21,8 @@ replies! {
     NOT_AVAILABLE = "421 4.3.0 Mail server not available";
     /// SIGTERM (RFC 5321 3.8).
     SHUTTING_DOWN = "421 4.3.2 Service shutting down";
+    /// More sessions than are served at once.
+    TOO_MANY_SESSIONS = "421 4.7.0 Too many sessions, try again later";
     /// A limit in time was reached.
     TIMEOUT = "421 4.4.2 Timeout, closing connection";
     /// CVE-2011-0411: something stood behind the STARTTLS line.

@@ -9,6 +9,8 @@ use std::process::{Command, ExitStatus, Stdio};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
 
+use super::spawner;
+
 /// A started child, to be reaped by [`Child::try_reap`]. One that is dropped before, when a session ends in disorder, is killed
 /// and reaped.
 #[derive(Debug)]
@@ -18,6 +20,8 @@ pub struct Child {
     /// Our end of its stdout.
     pub stdout: Option<OwnedFd>,
     pid: Pid,
+    /// Of a child that is not ours but a spawner's: over this its end comes.
+    leash: Option<OwnedFd>,
     ended: Option<ExitStatus>,
 }
 
@@ -53,18 +57,23 @@ impl Child {
         let mut process = command.spawn()?;
         let stdin = process.stdin.take().map(OwnedFd::from);
         let stdout = process.stdout.take().map(OwnedFd::from);
-        Ok(Self { stdin, stdout, pid: Pid::from_child(&process), ended: None })
+        Ok(Self { stdin, stdout, pid: Pid::from_child(&process), leash: None, ended: None })
     }
 
     /// A process that was our child before we were this program.
     #[must_use]
     pub fn inherited(pid: Pid) -> Self {
-        Self { stdin: None, stdout: None, pid, ended: None }
+        Self { stdin: None, stdout: None, pid, leash: None, ended: None }
     }
 
     /// A process that was forked, with our ends of its pipes.
     pub(super) fn forked(pid: Pid, stdin: OwnedFd, stdout: OwnedFd) -> Self {
-        Self { stdin: Some(stdin), stdout: Some(stdout), pid, ended: None }
+        Self { stdin: Some(stdin), stdout: Some(stdout), pid, leash: None, ended: None }
+    }
+
+    /// A process that a spawner has started for us.
+    pub(super) fn on_leash(pid: Pid, stdin: OwnedFd, stdout: OwnedFd, leash: OwnedFd) -> Self {
+        Self { stdin: Some(stdin), stdout: Some(stdout), pid, leash: Some(leash), ended: None }
     }
 
     /// Reaps the child if it has ended.
@@ -73,8 +82,11 @@ impl Child {
     /// The system call's: there is no such child of ours.
     pub fn try_reap(&mut self) -> io::Result<Option<ExitStatus>> {
         if self.ended.is_none() {
-            let ended = waitpid(Some(self.pid), WaitOptions::NOHANG)?;
-            self.ended = ended.map(|(_, status)| ExitStatus::from_raw(status.as_raw()));
+            self.ended = match &self.leash {
+                Some(leash) => spawner::exit_status(leash)?,
+                None => waitpid(Some(self.pid), WaitOptions::NOHANG)?
+                    .map(|(_, status)| ExitStatus::from_raw(status.as_raw())),
+            };
         }
         Ok(self.ended)
     }
@@ -84,7 +96,10 @@ impl Child {
     /// # Errors
     /// The system call's.
     pub fn exit_event(&self) -> io::Result<OwnedFd> {
-        Ok(pidfd_open(self.pid(), PidfdFlags::empty())?)
+        match &self.leash {
+            Some(leash) => leash.try_clone(),
+            None => Ok(pidfd_open(self.pid(), PidfdFlags::empty())?),
+        }
     }
 
     /// Sends SIGTERM, or SIGKILL. The pid is still the child's: only [`Child::try_reap`] gives it up.
@@ -92,7 +107,10 @@ impl Child {
     /// # Errors
     /// The system call's: EPERM where our ids were dropped and the child's were not.
     pub fn kill(&self, forcibly: bool) -> io::Result<()> {
-        Ok(kill_process(self.pid(), if forcibly { Signal::KILL } else { Signal::TERM })?)
+        match &self.leash {
+            Some(leash) => spawner::signal(leash, forcibly),
+            None => Ok(kill_process(self.pid(), if forcibly { Signal::KILL } else { Signal::TERM })?),
+        }
     }
 
     /// Its process id.
@@ -120,7 +138,7 @@ pub(super) fn command(program: &OsStr, arguments: &[OsString], without: &[&str])
 
 impl Drop for Child {
     fn drop(&mut self) {
-        if !matches!(self.try_reap(), Ok(None)) || self.kill(true).is_err() {
+        if !matches!(self.try_reap(), Ok(None)) || self.kill(true).is_err() || self.leash.is_some() {
             return;
         }
         // It dies at once, or is stuck in the kernel, for which nobody waits.

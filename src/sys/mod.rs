@@ -6,10 +6,12 @@ pub mod end;
 mod filter;
 pub mod holder;
 pub mod inherited;
+pub mod listener;
 pub mod privileges;
 mod raw;
 pub mod sandbox;
 pub mod signals;
+pub mod spawner;
 pub mod splice;
 
 pub use raw::exit_now;

@@ -39,7 +39,7 @@ use super::filter::{Otherwise, Rule, Test, program};
 use super::raw;
 
 /// What will be needed after [`confine`].
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Needs {
     /// Whom we may signal.
     pub children: Vec<Pid>,
@@ -47,6 +47,8 @@ pub struct Needs {
     pub target: Option<Target>,
     /// What we may read, files and all beneath folders.
     pub files: Vec<PathBuf>,
+    /// Whether we accept connections, and have a spawner start PROGs.
+    pub listens: bool,
 }
 
 /// What [`confine`] came to.
@@ -202,6 +204,12 @@ fn calls(needs: &Needs) -> Vec<(libc::c_long, Rule)> {
             all(&[libc::SYS_bind], &Rule::Allow);
         }
     }
+    if needs.listens {
+        all(LISTENING, &Rule::Allow);
+    }
+    if is_named || needs.listens {
+        all(HEARING, &Rule::Allow);
+    }
     if is_named {
         all(RESOLVING, &Rule::Allow);
         // A connection that begins with its first octets passes Landlock unseen.
@@ -318,12 +326,16 @@ const RESOLVING: &[libc::c_long] = &[
     libc::SYS_membarrier,
     libc::SYS_sched_getaffinity,
     libc::SYS_recvfrom,
-    libc::SYS_recvmsg,
     libc::SYS_recvmmsg,
-    libc::SYS_getsockname,
     libc::SYS_getpeername,
     libc::SYS_uname,
 ];
+
+/// Connections.
+const LISTENING: &[libc::c_long] = &[libc::SYS_accept4];
+
+/// Whose they are, what a spawner answers, and a name server.
+const HEARING: &[libc::c_long] = &[libc::SYS_recvmsg, libc::SYS_getsockname];
 
 /// Opening for more than reading.
 const WRITING: i32 = libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC;
@@ -353,15 +365,22 @@ mod tests {
             |host: &str| Some(Target { place: Place::Tcp(host.to_owned(), 465), source: None, loopback_only: false });
         let unix = Some(Target { place: Place::Unix("/s".into()), source: None, loopback_only: false });
         for target in [None, tcp("127.0.0.1"), tcp("mx.example"), unix] {
-            let needs = Needs { children: vec![Pid::INIT; 2], target, files: vec!["/etc/ssl".into()] };
-            let mut numbers: Vec<_> = calls(&needs).into_iter().map(|(number, _)| number).collect();
-            numbers.sort_unstable();
-            let count = numbers.len();
-            numbers.dedup();
-            assert_eq!(numbers.len(), count, "{needs:?}");
-            let length = program(calls(&needs)).map(|program| program.len());
-            assert!(length.is_some(), "{needs:?}");
-            println!("{length:?} instructions: {needs:?}");
+            for listens in [false, true] {
+                let needs = Needs {
+                    children: vec![Pid::INIT; 2],
+                    target: target.clone(),
+                    files: vec!["/etc/ssl".into()],
+                    listens,
+                };
+                let mut numbers: Vec<_> = calls(&needs).into_iter().map(|(number, _)| number).collect();
+                numbers.sort_unstable();
+                let count = numbers.len();
+                numbers.dedup();
+                assert_eq!(numbers.len(), count, "{needs:?}");
+                let length = program(calls(&needs)).map(|program| program.len());
+                assert!(length.is_some(), "{needs:?}");
+                println!("{length:?} instructions: {needs:?}");
+            }
         }
     }
 }

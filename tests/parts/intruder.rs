@@ -21,7 +21,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut child =
         Command::new("/bin/cat").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     privileges::harden()?;
-    let confined = confine(&Needs { children: vec![Pid::from_child(&child)], target, files });
+    let needs = Needs { children: vec![Pid::from_child(&child)], target, files, ..Needs::default() };
+    let confined = confine(&needs);
     if confined != Confined::Wholly {
         println!("{confined:?}");
     }

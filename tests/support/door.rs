@@ -2,13 +2,14 @@
 //! client; a puppet as PROG and a backend on 127.0.0.1; and a dialogue played against it.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -41,6 +42,8 @@ pub(crate) struct Door {
     pub(crate) fresh: Option<Child>,
     /// The program's own fd 0, where [`Start::keep`] asked for it.
     pub(crate) kept: Option<OwnedFd>,
+    /// Where a program that listens does so.
+    pub(crate) address: Option<SocketAddr>,
     program: std::process::Child,
     folder: TempDir,
 }
@@ -58,6 +61,8 @@ pub(crate) enum Shape {
     Packets,
     /// Two pipes.
     Pipes,
+    /// A connection to the program, which listens.
+    Listener,
 }
 
 /// How the program is started.
@@ -120,6 +125,7 @@ impl Door {
         let certificate = certificate();
         let backend = Server::new(Arc::clone(&certificate), start.way);
         let puppets = UnixListener::bind(path("puppets")).unwrap();
+        let address = (start.shape == Shape::Listener).then(free_address);
         let (client, input, output, port) = descriptors(start.shape);
 
         let mut program = PathBuf::from(env!("CARGO_BIN_EXE_starttls-wrapper"));
@@ -141,6 +147,9 @@ impl Door {
             command.uid(uid).gid(uid);
         }
         command.args(start.options);
+        if let Some(address) = &address {
+            command.args(["--workers", "1", "--listen", &address.to_string()]);
+        }
         if start.certificate && start.way.ends_tls() {
             fs::write(path("cert.pem"), &certificate.certificate_pem).unwrap();
             fs::write(path("key.pem"), &certificate.key_pem).unwrap();
@@ -170,7 +179,22 @@ impl Door {
         let program = command.spawn().unwrap();
         // `command` still holds our copies of the program's socket: while it lives the client sees no end.
         drop(command);
-        Self { client: Some(Wire::over(client)), backend, puppets, fresh: None, kept, program, folder }
+        let client = Some(Wire::over(client));
+        let mut door = Self { client, backend, puppets, fresh: None, kept, address, program, folder };
+        if address.is_some() {
+            door.connect();
+        }
+        door
+    }
+
+    /// A new client of a program that listens, once it does.
+    pub(crate) fn connect(&mut self) {
+        let address = self.address.unwrap();
+        let listens = wait_until(PATIENCE, || self.said().contains("listening on "));
+        assert!(listens, "it does not listen: {}", self.said());
+        let client = TcpStream::connect(address).unwrap();
+        client.set_nodelay(true).unwrap();
+        self.client = Some(Wire::over(Stream::socket(client)));
     }
 
     /// The fresh child, which greets inside TLS; waits for it where there is none yet.
@@ -276,11 +300,25 @@ fn descriptors(shape: Shape) -> (Stream, OwnedFd, OwnedFd, u16) {
             let (ours, theirs) = pair(kind);
             one(ours, theirs, 0)
         }
+        // The client comes later.
+        Shape::Listener => {
+            let (ours, theirs) = pair(SocketType::STREAM);
+            one(ours, theirs, 0)
+        }
         Shape::Pipes => {
             let ((theirs_in, ours_out), (ours_in, theirs_out)) = (pipe(), pipe());
             (Stream::pipes(ours_in, ours_out), theirs_in, theirs_out, 0)
         }
     }
+}
+
+/// One that nobody else listens on. Not the kernel's choice: a listener's sockets share their port with whoever asks (SO_REUSEPORT),
+/// and it may choose one twice.
+fn free_address() -> SocketAddr {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let [high, low] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    let port = 10_000 + std::process::id() % 20_000;
+    SocketAddr::from(([127, 80 + high, low, 1], port.try_into().unwrap()))
 }
 
 /// A connection over loopback, both of its ends.
@@ -348,9 +386,10 @@ impl ServerCertVerifier for OnlyOurs {
 }
 
 /// Plays `dialogue` against the program. The message of a failure begins with `file:line`.
-pub(crate) fn play(dialogue: &Dialogue) -> Result<(), String> {
+pub(crate) fn play(dialogue: &Dialogue, shape: Shape) -> Result<(), String> {
     let options: Vec<&str> = dialogue.options.iter().map(String::as_str).collect();
-    let start = Start { options: &options, certificate: dialogue.certificate, way: dialogue.way, ..Start::default() };
+    let start =
+        Start { options: &options, certificate: dialogue.certificate, way: dialogue.way, shape, ..Start::default() };
     let mut door = Door::open(&start);
     let refused = dialogue.steps.iter().any(|s| s.deed == Deed::Backend(crate::dialogue::Backend::Refused));
     if !refused {
@@ -363,7 +402,7 @@ pub(crate) fn play(dialogue: &Dialogue) -> Result<(), String> {
                 perform(dialogue, at, &mut door, &mut child)
                     .map_err(|why| format!("{}: {why}", dialogue.place(step.line)))?;
             }
-            finish(dialogue, &mut door, &mut child)
+            finish(dialogue, shape, &mut door, &mut child)
         },
     );
     played.map_err(|why| format!("{why}\n    stderr: {}", door.said().trim_end().replace('\n', "\n            ")))
@@ -453,7 +492,7 @@ fn nothing(who: &str, octets: &[u8]) -> Result<(), String> {
 }
 
 /// Nothing is left over, the program ends with the right code, and its child is no more.
-fn finish(dialogue: &Dialogue, door: &mut Door, child: &mut Child) -> Result<(), String> {
+fn finish(dialogue: &Dialogue, shape: Shape, door: &mut Door, child: &mut Child) -> Result<(), String> {
     let last = dialogue.exit.map_or_else(|| dialogue.steps.last().map_or(1, |s| s.line), |(line, _)| line);
     let at = |why: String| format!("{}: at the end: {why}", dialogue.place(last));
     nothing("child", &child.left_over()).map_err(at)?;
@@ -475,11 +514,19 @@ fn finish(dialogue: &Dialogue, door: &mut Door, child: &mut Child) -> Result<(),
         nothing("the fresh child", &fresh.left_over()).map_err(at)?;
         fresh.exit(0);
     }
+    // A listener goes on, and knows no code of a session's.
+    let code = if shape == Shape::Listener {
+        if !wait_until(PATIENCE, || door.said().contains(" end=\"")) {
+            return Err(at("the session does not end".to_owned()));
+        }
+        door.kill(rustix::process::Signal::TERM);
+        Some(0)
+    } else {
+        dialogue.exit.map(|(_, code)| code)
+    };
     let status = door.wait().map_err(at)?;
-    if let Some((_, code)) = dialogue.exit
-        && status.code() != Some(code)
-    {
-        return Err(at(format!("{status}, not {code}")));
+    if code.is_some() && status.code() != code {
+        return Err(at(format!("{status}, not {code:?}")));
     }
     for child in [Some(&*child), door.fresh.as_ref()].into_iter().flatten() {
         if !child.is_gone(Duration::from_secs(1)) {

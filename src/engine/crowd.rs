@@ -1,0 +1,157 @@
+//! Many connections on one loop, each driven by itself: who is to be driven, and when.
+//!
+//! Contract: after every wait of the loop, [`Crowd::note`] for each event, then [`Crowd::drive`] once; it says how long the loop may
+//! wait. A connection that panics is ended alone, which is logged as the bug it is: the others never notice. What is silent costs
+//! nothing: a deadline that moves away (each command moves one) is not moved here before the earlier time has come.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use log::error;
+use mio::event::Event;
+use mio::{Registry, Token};
+
+use crate::sys::end;
+
+use super::conn::{Conn, Driven, Parts};
+
+/// Descriptors of one connection, at most: a power of two over the last of `tokens`.
+const STRIDE: usize = 16;
+
+/// Tokens below this are none of a connection's.
+pub const OTHERS: usize = 1024;
+
+/// The connections of one loop.
+#[derive(Default)]
+pub struct Crowd {
+    members: Vec<Option<Member>>,
+    free: Vec<usize>,
+    /// When to look at whom; an entry that its member knows nothing of any more is passed over.
+    due: BinaryHeap<Reverse<(Instant, usize)>>,
+    ready: Vec<usize>,
+    is_ending: bool,
+}
+
+struct Member {
+    conn: Box<Conn>,
+    /// The one entry in `due` that counts.
+    due: Option<Instant>,
+    is_ready: bool,
+}
+
+impl Crowd {
+    /// Has a connection join, to be driven at once.
+    pub fn join(&mut self, parts: Parts, registry: &Registry) {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.members.push(None);
+            self.members.len() - 1
+        });
+        let mut conn = Box::new(Conn::new(parts, &end::Registry::new(registry, first(slot))));
+        if self.is_ending {
+            conn.terminate(Instant::now());
+        }
+        self.members[slot] = Some(Member { conn, due: None, is_ready: true });
+        self.ready.push(slot);
+    }
+
+    /// Takes down an event of a connection's.
+    pub fn note(&mut self, event: &Event) {
+        let token = event.token().0;
+        let Some(slot) = token.checked_sub(OTHERS).map(|own| own / STRIDE) else { return };
+        if let Some(member) = self.members.get_mut(slot).and_then(Option::as_mut) {
+            member.conn.note(Token(token % STRIDE), event);
+            wake(member, slot, &mut self.ready);
+        }
+    }
+
+    /// Drives all who are ready or due. `None`: nobody waits for a time; zero: there is more to do at once.
+    pub fn drive(&mut self, registry: &Registry, now: Instant) -> Option<Duration> {
+        while let Some(Reverse((at, slot))) = self.due.peek().copied().filter(|Reverse((at, _))| *at <= now) {
+            self.due.pop();
+            if let Some(member) = self.members[slot].as_mut().filter(|member| member.due == Some(at)) {
+                member.due = None;
+                match member.conn.deadline() {
+                    Some(later) if later > now => self.remember(slot, later),
+                    _ => wake(member, slot, &mut self.ready),
+                }
+            }
+        }
+        for slot in core::mem::take(&mut self.ready) {
+            self.drive_one(slot, registry, now);
+        }
+        if !self.ready.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        self.due.peek().map(|Reverse((at, _))| at.saturating_duration_since(now))
+    }
+
+    fn drive_one(&mut self, slot: usize, registry: &Registry, now: Instant) {
+        let Some(member) = self.members[slot].as_mut() else { return };
+        member.is_ready = false;
+        let registry = end::Registry::new(registry, first(slot));
+        // Whatever state a panic has left it in, it is dropped.
+        match catch_unwind(AssertUnwindSafe(|| member.conn.drive(&registry, now))) {
+            Ok(Driven::Wait) => {
+                if let Some(deadline) = member.conn.deadline()
+                    && member.due.is_none_or(|due| deadline < due)
+                {
+                    self.remember(slot, deadline);
+                }
+            }
+            Ok(Driven::Again) => wake(member, slot, &mut self.ready),
+            Ok(Driven::Over) => self.remove(slot),
+            Err(_) => {
+                error!("client={}: a bug of ours has ended this session", member.conn.client());
+                self.remove(slot);
+            }
+        }
+    }
+
+    fn remember(&mut self, slot: usize, deadline: Instant) {
+        if let Some(member) = &mut self.members[slot] {
+            member.due = Some(deadline);
+            self.due.push(Reverse((deadline, slot)));
+        }
+    }
+
+    fn remove(&mut self, slot: usize) {
+        // Its descriptors are closed, and with that no longer watched.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.members[slot] = None));
+        self.free.push(slot);
+    }
+
+    /// Has every connection end, those that still join too.
+    pub fn terminate(&mut self, now: Instant) {
+        self.is_ending = true;
+        for (slot, member) in self.members.iter_mut().enumerate() {
+            if let Some(member) = member {
+                member.conn.terminate(now);
+                wake(member, slot, &mut self.ready);
+            }
+        }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.members.len() - self.free.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+fn first(slot: usize) -> usize {
+    OTHERS + slot * STRIDE
+}
+
+fn wake(member: &mut Member, slot: usize, ready: &mut Vec<usize>) {
+    if !core::mem::replace(&mut member.is_ready, true) {
+        ready.push(slot);
+    }
+}

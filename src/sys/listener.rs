@@ -1,0 +1,67 @@
+//! Listening sockets: bound for one loop each, so that loops share nothing (SO_REUSEPORT, socket(7)), and connections off them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, acceptfrom_with, bind, listen, socket_with, sockopt};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Connections that the kernel holds ready; it cuts this to net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+
+/// Binds a TCP socket to `address` and listens. One of IPv6 takes no IPv4: that is an address of its own.
+///
+/// # Errors
+/// The system call's: the address is in use, or not ours.
+pub fn open(address: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    sockopt::set_socket_reuseport(&socket, true)?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    bind(&socket, &address)?;
+    listen(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+/// A connection.
+#[derive(Debug)]
+pub struct Accepted {
+    /// Its socket, non-blocking; nothing waits in it for more to come (TCP_NODELAY).
+    pub socket: OwnedFd,
+    /// Both ends: the client's, and ours.
+    pub ends: [SocketAddr; 2],
+}
+
+/// Takes the next connection; `None`: there is none now.
+///
+/// # Errors
+/// EMFILE, ENFILE, ENOBUFS, ENOMEM: it can't be had now, and stays in the queue. What is wrong with one connection alone is passed over.
+pub fn accept(listener: impl AsFd) -> io::Result<Option<Accepted>> {
+    loop {
+        let (socket, peer) = match acceptfrom_with(&listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+            Ok(accepted) => accepted,
+            Err(Errno::AGAIN) => return Ok(None),
+            Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => return Err(error.into()),
+            // accept(2): pending errors of the network come this way too, and are the connection's.
+            Err(_) => continue,
+        };
+        let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+        let local = rustix::net::getsockname(&socket).ok().and_then(|local| SocketAddr::try_from(local).ok());
+        let _ = sockopt::set_tcp_nodelay(&socket, true);
+        if let Some(ends) = peer.zip(local) {
+            return Ok(Some(Accepted { socket, ends: [ends.0, ends.1] }));
+        }
+    }
+}
+
+/// Raises the limit of open descriptors as far as it may be, and returns it.
+pub fn raise_descriptors() -> u64 {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    raised.map_or(current, |()| maximum).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,280 @@
+//! Starting PROG from a process that has given up the right to: a small process, forked before that, does it on request.
+//!
+//! Contract: single-threaded at the fork, and no secret read yet. The spawner never hears an octet of a client's: a request is the
+//! variables of one, made by us from addresses, at most 1024 octets; the answer is PROG's pid, our ends of its two pipes, and a
+//! leash. Over the leash its exit status comes, and the signal goes that it is to get; closing it leaves PROG alone, which sees the end of its
+//! input. The spawner ends when all who may ask are gone, and PROGs are reaped; it is in a process group of its own, so that a terminal's
+//! signals don't reach it.
+//!
+//! Rejected: a fork of the process that faces the network, for each PROG. It would hand down its sandbox, and cost as much as its memory.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use rustix::cmsg_space;
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+use rustix::process::Pid;
+
+use super::child::Child;
+use super::{privileges, raw};
+use crate::error::exit;
+
+/// The longest request or answer, in octets.
+const MOST: usize = 1024;
+
+/// On the leash: end, please; and: end.
+const TERMINATE: &[u8] = b"T";
+const KILL: &[u8] = b"K";
+
+/// What is started, and as whom.
+#[derive(Debug)]
+pub struct Order<'a> {
+    /// PROG, found through PATH.
+    pub program: &'a OsStr,
+    /// ARGS.
+    pub arguments: &'a [OsString],
+    /// The variables that it must not find.
+    pub own: &'a [&'a str],
+    /// The ids that it gets, where some are given.
+    pub ids: (Option<u32>, Option<u32>),
+}
+
+/// One who may ask the spawner. What is asked is answered in turn.
+#[derive(Debug)]
+pub struct Spawner(OwnedFd);
+
+impl Spawner {
+    /// Forks the spawner, for so many who will ask.
+    ///
+    /// # Errors
+    /// The system has no process or socket left.
+    pub fn start(order: &Order<'_>, count: usize) -> io::Result<Vec<Self>> {
+        let pairs = (0..count).map(|_| pair()).collect::<io::Result<Vec<_>>>()?;
+        let (ours, theirs): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        match raw::fork()? {
+            Some(_) => Ok(ours.into_iter().map(Self).collect()),
+            None => {
+                drop(ours);
+                let code = match become_spawner(theirs, order) {
+                    Ok(()) => exit::OVER,
+                    Err(error) => {
+                        let why =
+                            format!("starttls-wrapper: the spawner of {} ends: {error}\n", order.program.display());
+                        let _ = rustix::io::write(rustix::stdio::stderr(), why.as_bytes());
+                        exit::SYSTEM
+                    }
+                };
+                raw::exit_now(code)
+            }
+        }
+    }
+
+    /// Asks for a PROG with these variables.
+    ///
+    /// # Errors
+    /// The spawner is gone, or has too much to do.
+    pub fn ask<'a>(&self, variables: impl Iterator<Item = (&'a str, String)>) -> io::Result<()> {
+        let mut octets = Vec::with_capacity(MOST);
+        for (name, value) in variables {
+            octets.extend_from_slice(format!("{name}={value}\0").as_bytes());
+        }
+        rustix::io::write(&self.0, &octets)?;
+        Ok(())
+    }
+
+    /// The next answer, if it is there: PROG, or why it can't be started.
+    ///
+    /// # Errors
+    /// The spawner is gone.
+    pub fn answer(&self) -> io::Result<Option<Result<Child, String>>> {
+        let (mut octets, mut room) = ([0; MOST], [MaybeUninit::uninit(); cmsg_space!(ScmRights(3))]);
+        let mut ancillary = RecvAncillaryBuffer::new(&mut room);
+        let mut into = [IoSliceMut::new(&mut octets)];
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let count = match recvmsg(&self.0, &mut into, &mut ancillary, flags) {
+            Ok(received) => received.bytes,
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let rights = ancillary.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(rights) => Some(rights),
+            _ => None,
+        });
+        let descriptors: Vec<OwnedFd> = rights.flatten().collect();
+        let said = octets.get(..count).filter(|said| !said.is_empty()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let pid = said.first_chunk().map(|pid| i32::from_ne_bytes(*pid)).and_then(Pid::from_raw);
+        Ok(Some(match (pid, <[OwnedFd; 3]>::try_from(descriptors)) {
+            (Some(pid), Ok([stdin, stdout, leash])) => Ok(Child::on_leash(pid, stdin, stdout, leash)),
+            (Some(_), Err(_)) => Err("no descriptor left for its pipes".to_owned()),
+            (None, _) => Err(String::from_utf8_lossy(&said[size_of::<i32>().min(count)..]).into_owned()),
+        }))
+    }
+}
+
+impl AsFd for Spawner {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// The exit status, if it has come over the leash.
+///
+/// # Errors
+/// The spawner is gone, and nobody will ever know.
+pub(super) fn exit_status(leash: &OwnedFd) -> io::Result<Option<std::process::ExitStatus>> {
+    let mut octets = [0; size_of::<i32>()];
+    match rustix::io::read(leash, &mut octets) {
+        Ok(count) if count == octets.len() => Ok(Some(ExitStatusExt::from_raw(i32::from_ne_bytes(octets)))),
+        Ok(_) => Err(io::Error::other("its spawner is gone")),
+        Err(Errno::AGAIN | Errno::INTR) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Has the spawner signal it.
+///
+/// # Errors
+/// The spawner is gone.
+pub(super) fn signal(leash: &OwnedFd, forcibly: bool) -> io::Result<()> {
+    rustix::io::write(leash, if forcibly { KILL } else { TERMINATE })?;
+    Ok(())
+}
+
+fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
+}
+
+/// A PROG that runs.
+struct Kept {
+    child: Child,
+    _exit: OwnedFd,
+    leash: Option<OwnedFd>,
+}
+
+/// In the new process: serves until nobody can ask any more.
+fn become_spawner(askers: Vec<OwnedFd>, order: &Order<'_>) -> io::Result<()> {
+    let _ = rustix::process::setpgid(None, None);
+    privileges::become_user(order.ids.0, order.ids.1)?;
+    let mut poll = Poll::new()?;
+    let mut askers: Vec<Option<OwnedFd>> = askers.into_iter().map(Some).collect();
+    for (number, asker) in askers.iter().flatten().enumerate() {
+        watch(&poll, asker, Token(number))?;
+    }
+    let mut kept: HashMap<usize, Kept> = HashMap::new();
+    let (mut next, mut events) = (askers.len(), Events::with_capacity(64));
+    while !(askers.iter().all(Option::is_none) && kept.is_empty()) {
+        match poll.poll(&mut events, None) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            _ => {}
+        }
+        for event in &events {
+            let number = event.token().0;
+            if let Some(asker) = askers.get_mut(number) {
+                while let Some(descriptor) = asker {
+                    match take_order(descriptor, order, &poll, next) {
+                        Ok(Taken::Nothing) => break,
+                        Ok(Taken::Started(new)) => {
+                            kept.insert(next, new);
+                        }
+                        Ok(Taken::Failed) => {}
+                        Err(_) => *asker = None,
+                    }
+                    next += 1;
+                }
+            } else if kept.get_mut(&number).is_some_and(tend) {
+                kept.remove(&number);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn watch(poll: &Poll, descriptor: &OwnedFd, token: Token) -> io::Result<()> {
+    poll.registry().register(&mut SourceFd(&descriptor.as_raw_fd()), token, Interest::READABLE)
+}
+
+enum Taken {
+    Nothing,
+    Started(Kept),
+    Failed,
+}
+
+/// Takes one request and answers it. An error: the asker is gone.
+fn take_order(asker: &OwnedFd, order: &Order<'_>, poll: &Poll, number: usize) -> io::Result<Taken> {
+    let mut octets = [0; MOST];
+    let count = match rustix::io::read(asker, &mut octets) {
+        Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+        Ok(count) => count,
+        Err(Errno::AGAIN | Errno::INTR) => return Ok(Taken::Nothing),
+        Err(error) => return Err(error.into()),
+    };
+    let started = start(&octets[..count], order).and_then(|mut child| {
+        let (ours, theirs) = pair()?;
+        let exit = child.exit_event()?;
+        watch(poll, &exit, Token(number))?;
+        watch(poll, &ours, Token(number))?;
+        let pipes = child.stdin.take().zip(child.stdout.take()).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok((Kept { child, _exit: exit, leash: Some(ours) }, pipes, theirs))
+    });
+    match started {
+        Ok((kept, (stdin, stdout), leash)) => {
+            let descriptors = [stdin.as_fd(), stdout.as_fd(), leash.as_fd()];
+            let mut room = [MaybeUninit::uninit(); cmsg_space!(ScmRights(3))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut room);
+            ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+            let pid = kept.child.pid().as_raw_nonzero().get().to_ne_bytes();
+            sendmsg(asker, &[IoSlice::new(&pid)], &mut ancillary, SendFlags::NOSIGNAL)?;
+            Ok(Taken::Started(kept))
+        }
+        Err(error) => {
+            let mut why = 0_i32.to_ne_bytes().to_vec();
+            why.extend(error.to_string().bytes().take(MOST - why.len()));
+            rustix::io::write(asker, &why)?;
+            Ok(Taken::Failed)
+        }
+    }
+}
+
+/// PROG, with what the request says of its client.
+fn start(request: &[u8], order: &Order<'_>) -> io::Result<Child> {
+    let text = str::from_utf8(request).map_err(io::Error::other)?;
+    let variables = text.split('\0').filter_map(|word| word.split_once('='));
+    Child::start_with(order.program, order.arguments, order.own, variables)
+}
+
+/// Looks at a PROG and its leash. True: it has ended, and that is said.
+fn tend(kept: &mut Kept) -> bool {
+    let mut word = [0; 1];
+    while let Some(leash) = &kept.leash {
+        match rustix::io::read(leash, &mut word) {
+            Ok(0) => kept.leash = None,
+            Ok(_) => {
+                let _ = kept.child.kill(word == KILL);
+            }
+            Err(Errno::AGAIN) => break,
+            Err(Errno::INTR) => {}
+            Err(_) => kept.leash = None,
+        }
+    }
+    match kept.child.try_reap() {
+        Ok(None) => false,
+        Ok(Some(status)) => {
+            if let Some(leash) = &kept.leash {
+                let _ = rustix::io::write(leash, &status.into_raw().to_ne_bytes());
+            }
+            true
+        }
+        Err(_) => true,
+    }
+}

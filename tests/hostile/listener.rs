@@ -1,0 +1,162 @@
+//! The program as a listener (`--listen`): its clients get what a UCSPI server's would, it keeps its limits, and it comes to an end.
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::child::Child;
+use crate::door::{Door, Shape, Start};
+use crate::stream::wait_until;
+use crate::wire::PATIENCE;
+
+const LISTENS: Start<'_> = Start { shape: Shape::Listener, ..Start::USUAL };
+
+/// A session's greeting.
+fn greet(door: &mut Door, child: &mut Child) {
+    child.send(b"220 mail.example ESMTP\r\n");
+    door.client.as_mut().unwrap().get(b"220 mail.example ESMTP\r\n").unwrap();
+}
+
+/// The client's own address.
+fn address(door: &mut Door) -> SocketAddr {
+    let client = door.client.as_mut().unwrap().stream();
+    rustix::net::getsockname(client.input()).unwrap().try_into().unwrap()
+}
+
+/// The spawner: the program's one child.
+fn spawner(door: &Door) -> Pid {
+    let pid = door.pid().as_raw_nonzero();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    Pid::from_raw(children.trim().parse().unwrap()).unwrap()
+}
+
+#[test]
+fn prog_is_told_who_the_client_is_and_nothing_of_an_older_one() {
+    let stale = ["TCPREMOTEHOST", "TCPREMOTEINFO", "TCPLOCALHOST", "TCPREMOTEIP"].map(|name| (name, "stale"));
+    let environment = [&stale[..], &[("RELAYCLIENT", "yes"), ("CERTFILE", "/nowhere")]].concat();
+    let mut door = Door::open(&Start { environment: &environment, ..LISTENS });
+    let child = Child::accept(&door.puppets).unwrap();
+    let (client, local) = (address(&mut door), door.address.unwrap());
+    let said = &child.report.environment;
+    for (name, value) in [
+        ("PROTO", "TCP".to_owned()),
+        ("TCPREMOTEIP", client.ip().to_string()),
+        ("TCPREMOTEPORT", client.port().to_string()),
+        ("TCPLOCALIP", local.ip().to_string()),
+        ("TCPLOCALPORT", local.port().to_string()),
+        ("RELAYCLIENT", "yes".to_owned()),
+    ] {
+        assert!(said.contains(&format!("{name}={value}")), "{name}={value}: {said:?}");
+    }
+    assert!(!said.iter().any(|line| line.contains("stale") || line.contains("CERTFILE")), "{said:?}");
+    assert_eq!(child.report.fds, "0 1 2");
+}
+
+#[test]
+fn one_session_too_many_hears_421_and_the_next_after_an_end_does_not() {
+    let mut door = Door::open(&Start { options: &["--max-sessions", "1"], ..LISTENS });
+    let mut child = Child::accept(&door.puppets).unwrap();
+    greet(&mut door, &mut child);
+    let first = door.client.take().unwrap();
+    door.connect();
+    door.client.as_mut().unwrap().get(b"421 4.7.0 Too many sessions, try again later\r\n").unwrap();
+    door.client.as_mut().unwrap().get_end().unwrap();
+    drop(first);
+    child.get_end().unwrap();
+    child.exit(0);
+    let is_taken = wait_until(PATIENCE, || {
+        door.connect();
+        let client = door.client.as_mut().unwrap();
+        client.listen_for(Duration::from_millis(100));
+        !client.has_received()
+    });
+    assert!(is_taken, "{}", door.said());
+    let mut child = Child::accept(&door.puppets).unwrap();
+    greet(&mut door, &mut child);
+}
+
+#[test]
+fn sigterm_ends_every_session_with_421_and_nobody_is_left() {
+    let mut door = Door::open(&LISTENS);
+    let mut children = Vec::new();
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut child = Child::accept(&door.puppets).unwrap();
+        greet(&mut door, &mut child);
+        children.push(child);
+        clients.extend(door.client.take());
+        if clients.len() < 3 {
+            door.connect();
+        }
+    }
+    let spawner = spawner(&door);
+    door.kill(Signal::TERM);
+    for client in &mut clients {
+        client.get(b"421 4.3.2 Service shutting down\r\n").unwrap();
+        client.get_end().unwrap();
+    }
+    for child in &mut children {
+        child.exit(0);
+    }
+    assert_eq!(door.code(), 0);
+    for child in &children {
+        assert!(child.is_gone(PATIENCE));
+    }
+    assert!(wait_until(PATIENCE, || rustix::process::test_kill_process(spawner).is_err()), "the spawner is left");
+}
+
+#[test]
+fn a_spawner_that_dies_brings_all_to_an_end_that_the_supervisor_sees() {
+    let mut door = Door::open(&LISTENS);
+    let mut child = Child::accept(&door.puppets).unwrap();
+    greet(&mut door, &mut child);
+    kill_process(spawner(&door), Signal::KILL).unwrap();
+    door.client.as_mut().unwrap().get(b"421 4.3.2 Service shutting down\r\n").unwrap();
+    assert_eq!(door.code(), 111);
+    assert!(door.said().contains("spawner"), "{}", door.said());
+}
+
+#[test]
+fn a_prog_that_can_t_be_started_is_a_421_and_others_go_on() {
+    let mut door = Door::open(&Start { program: Some(&["/no/such/program"]), ..LISTENS });
+    for _ in 0..2 {
+        door.client.as_mut().unwrap().get(b"421 4.3.0 Mail server not available\r\n").unwrap();
+        door.client.as_mut().unwrap().get_end().unwrap();
+        door.connect();
+    }
+    assert!(door.said().contains("/no/such/program: "), "{}", door.said());
+}
+
+#[test]
+fn a_killed_prog_is_known_for_one() {
+    let mut door = Door::open(&LISTENS);
+    let mut child = Child::accept(&door.puppets).unwrap();
+    greet(&mut door, &mut child);
+    door.client.as_mut().unwrap().send(b"MAIL FROM:<a@b.example>\r\n");
+    child.get(b"MAIL FROM:<a@b.example>\r\n").unwrap();
+    kill_process(Pid::from_raw(child.report.pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
+    // The rig has copies of its pipes.
+    drop(child);
+    assert!(wait_until(PATIENCE, || door.said().contains("killed by signal 9")), "{}", door.said());
+}
+
+#[test]
+fn what_can_t_be_is_said_before_anybody_is_served() {
+    let program = env!("CARGO_BIN_EXE_starttls-wrapper");
+    for (words, code, said) in [
+        ("--listen 192.0.2.1:25 --way keep p", 111, "can't listen on 192.0.2.1:25"),
+        ("--listen 127.0.0.1 --way keep p", 100, "--listen wants ADDR:PORT"),
+        ("--listen 127.0.0.1:0 --way keep p", 100, "--listen wants ADDR:PORT"),
+        ("--listen 127.0.0.1:25 --way respawn p", 100, "can't be had together"),
+        ("--workers 2 --way keep p", 100, "--listen is missing"),
+        ("--listen 127.0.0.1:25 --workers 0 --way keep p", 100, "--workers takes a number from 1"),
+        ("--listen 127.0.0.1:25 --max-sessions 0 --way keep p", 100, "--max-sessions must be at least 1"),
+    ] {
+        let out = Command::new(program).args(words.split(' ')).env_clear().output().unwrap();
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(code), "{words}: {stderr}");
+        assert!(stderr.contains(said), "{words}: {stderr}");
+    }
+}
