@@ -175,7 +175,7 @@ def idle(stage, fields):
     Of the contender's own processes, from smaps_rollup: the private memory of those that serve a session alone, and what anonymous memory
     there is beyond that without sessions, a session (Pss_Anon: pages that a fork left shared count once). Wake-ups are voluntary
     context switches, and processor time is theirs, of all sessions together, over a window that begins when a contender has had time
-    to tidy up after its traffic. All contenders are idle at the same time."""
+    to tidy up after its traffic. All contenders are idle at the same time, once: there are no rounds."""
     states = [("snoop", "Idle after EHLO", False, ["--snoop"]), ("plain", "Idle in the plain relay, one mail done", False, []),
               ("tls", "Idle in TLS, one mail done", True, [])]
     return [idle_in(stage, fields, *state) for state in states]

@@ -143,7 +143,7 @@ def splice_or_copy(stage, _):
         columns = [*((one.name, f"{one.name}, {unit}", 1) for one in RELAYS), ("ratio", "copy / splice", 2),
                    ("shipped_ratio", "shipped / the cheaper", 2)]
         table = Table(name, title, columns, picture=("ratio",), limit=None, line=1.0, beside="equal")
-        each(stage, table, sizes, stage.rounds(2, 7),
+        each(stage, table, sizes, stage.rounds(2, 5),
              lambda size: table.add(size.name, **{one.name: cost(stage, one, size.octets) for one in RELAYS}))
         verdict(table, sizes)
         tables.append(table)
