@@ -44,6 +44,8 @@ def session(stage, fields):
         sessions_of(stage, secure(fields), table, True, ["--resume"] if resume else [])
         if not resume:
             table.goal("ours", "own", 2.0, "STARTTLS session, ms of our own process")
+            table.goal("ours keep", "tree", 3.8, "STARTTLS session by keep, ms of the whole tree")
+            table.goal("ours respawn", "tree", 5.0, "STARTTLS session by respawn, ms of the whole tree")
         tables.append(table)
     return tables
 

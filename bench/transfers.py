@@ -41,6 +41,7 @@ def bulk(stage, fields):
         table.goal("ours", "own", 750, "two TLS legs, own ms per GiB")
         for one_leg in ("ours keep", "ours plain"):
             table.goal(one_leg, "own", 550, f"one TLS leg ({one_leg}), own ms per GiB")
+        table.goal("ours keep", "tree", 850, "one TLS leg (ours keep), ms per GiB of the whole tree")
         if clear := table.figure("ours raw, in clear", "own"):
             table.goal("ours raw", "own", round(clear.median), "ours raw, own ms per GiB: at most that of the same relay in clear")
     return tables

@@ -24,19 +24,26 @@ impl ClientInfo {
     }
 }
 
-/// The two ends of the client's connection, its own and ours: each from the UCSPI server's variables where both address and
-/// port are valid there, else from the socket. `None`: one of them is unknown, and nothing may be said in its place.
+/// The two ends of the client's connection, its own and ours: each from the UCSPI server's variables where they say one, else from
+/// the socket. `None`: one of them is unknown, and nothing may be said in its place.
+///
+/// What the variables say and is no address is not passed over: the socket's other end is then not the client but who accepted it for
+/// us, often on loopback, which servers trust. A port that is none may be the socket's, if that has the same address.
 pub fn ends(
     environment: impl Fn(&str) -> Option<OsString>,
     socket: impl Fn() -> Option<[SocketAddr; 2]>,
 ) -> Option<[SocketAddr; 2]> {
-    let word = |name: &str| environment(name).and_then(|word| word.into_string().ok());
-    let said = |ip: &str, port: &str| {
-        let (ip, port) = (word(ip)?.parse::<IpAddr>().ok()?, word(port)?.parse().ok().filter(|&port: &u16| port > 0)?);
-        Some(SocketAddr::new(ip, port))
+    let end = |ip: &str, port: &str, own: fn([SocketAddr; 2]) -> SocketAddr| {
+        let Some(word) = environment(ip).filter(|word| !word.is_empty()) else { return socket().map(own) };
+        let address: IpAddr = word.to_str()?.parse().ok()?;
+        let port = environment(port).and_then(|word| word.to_str()?.parse().ok()).filter(|&port: &u16| port > 0);
+        match port {
+            Some(port) => Some(SocketAddr::new(address, port)),
+            None => socket().map(own).filter(|end| end.ip().to_canonical() == address.to_canonical()),
+        }
     };
-    let client = said("TCPREMOTEIP", "TCPREMOTEPORT").or_else(|| socket().map(|[client, _]| client))?;
-    let local = said("TCPLOCALIP", "TCPLOCALPORT").or_else(|| socket().map(|[_, local]| local))?;
+    let client = end("TCPREMOTEIP", "TCPREMOTEPORT", |[client, _]| client)?;
+    let local = end("TCPLOCALIP", "TCPLOCALPORT", |[_, local]| local)?;
     Some([client, local])
 }
 
@@ -93,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_the_variables_where_they_are_valid_and_else_the_sockets_or_unknown() {
+    fn an_end_is_what_the_variables_say_or_the_sockets_where_they_say_none_and_else_unknown() {
         let socket: [SocketAddr; 2] = ["192.0.2.1:4711", "192.0.2.2:25"].map(|end| end.parse().unwrap());
         let given = |ip: &'static str, port: &'static str| {
             move |name: &str| match name {
@@ -104,11 +111,12 @@ mod tests {
         };
         let [client, local] = ends(given("2001:db8::1", "7"), || Some(socket)).unwrap();
         assert_eq!((client.to_string(), local), ("[2001:db8::1]:7".to_owned(), socket[1]));
-        for (ip, port) in
-            [("1.2.3.4\r\nXCLIENT", "7"), ("mx.example", "7"), ("1.2.3.4", "0"), ("1.2.3.4", "x"), ("", "")]
-        {
+        for (ip, port) in [("", "7"), ("", ""), ("192.0.2.1", ""), ("192.0.2.1", "0"), ("::ffff:192.0.2.1", "x")] {
             assert_eq!(ends(given(ip, port), || Some(socket)), Some(socket), "{ip} {port}");
             assert_eq!(ends(given(ip, port), || None), None, "{ip} {port}");
+        }
+        for (ip, port) in [("1.2.3.4\r\nXCLIENT", "7"), ("mx.example", "7"), ("1.2.3.4", "0"), ("1.2.3.4", "")] {
+            assert_eq!(ends(given(ip, port), || Some(socket)), None, "{ip} {port}: the socket's is somebody else");
         }
         assert_eq!(ends(given("1.2.3.4", "7"), || None), None, "our own end is unknown");
     }

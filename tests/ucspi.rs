@@ -193,10 +193,13 @@ fn a_late_proxy_header_has_the_facts_of_the_clients_tls() {
 
 #[test]
 fn a_client_whose_address_nobody_knows_gets_a_454_and_the_backend_no_lie() {
-    for ip in ["1.2.3.4\r\nXCLIENT", "unknown", ""] {
-        let environment = [("TCPREMOTEIP", ip), ("TCPLOCALPORT", "25")];
+    // On a socket its other end would be loopback's: a lie, where the UCSPI server has named somebody else.
+    let on_pipes = ["1.2.3.4\r\nXCLIENT", "unknown", ""].map(|ip| (ip, "4711", Shape::Pipes));
+    let on_a_socket = [("1.2.3.4\r\nXCLIENT", "4711"), ("203.0.113.9", "0"), ("203.0.113.9", "")];
+    for (ip, port, shape) in on_pipes.into_iter().chain(on_a_socket.map(|(ip, port)| (ip, port, Shape::Tcp))) {
+        let environment = [("TCPREMOTEIP", ip), ("TCPREMOTEPORT", port), ("TCPLOCALPORT", "25")];
         let options = ["--send-proxy", "v1"];
-        let start = Start { options: &options, environment: &environment, shape: Shape::Pipes, ..Start::default() };
+        let start = Start { options: &options, environment: &environment, shape, ..Start::default() };
         let mut door = Door::open(&start);
         let mut child = Child::accept(&door.puppets).unwrap();
         greet(&mut door, &mut child);

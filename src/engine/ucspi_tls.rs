@@ -95,7 +95,8 @@ impl Conn {
             Err(_) => true,
         };
         if told.len() > MOST || has_ended && told.is_empty() {
-            let why = "the UCSPI-TLS server gave up".to_owned();
+            // Its own fault or the client's: to us they look alike.
+            let why = format!("way {}: the UCSPI-TLS server gave up, its own log may say why", self.policy.way);
             self.session.handle_end(EndReason::Handshake(why), now);
         } else if has_ended || variables::is_whole(told) {
             self.told = Some(variables::decode(told));

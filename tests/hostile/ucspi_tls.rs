@@ -165,6 +165,7 @@ fn a_server_that_gives_up_behind_the_220_is_98_and_nothing_in_clear() {
     assert_eq!(child.rest().unwrap(), b"");
     child.exit(0);
     assert_eq!(door.code(), 98);
+    assert!(door.said().contains("way ucspi-tls: the UCSPI-TLS server gave up"), "{}", door.said());
     assert!(is_gone(&server.unwrap()));
 }
 
