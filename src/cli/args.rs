@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use lexopt::{Arg, Parser};
 
-use super::options::{COUNT, Id, OPTIONS, OptionSpec, help, help_markdown};
+use super::options::{COUNT, Id, OPTIONS, OptionSpec, help, help_listen, help_markdown};
 use crate::error::Fatal;
 use crate::session::Way;
 
@@ -81,6 +81,7 @@ pub fn split(
         };
         match spec.id {
             Id::Help => return Ok(Request::Print(help())),
+            Id::HelpListen => return Ok(Request::Print(help_listen())),
             Id::HelpMarkdown => return Ok(Request::Print(help_markdown())),
             Id::Version => {
                 return Ok(Request::Print(concat!("starttls-wrapper ", env!("CARGO_PKG_VERSION"), "\n").to_owned()));
@@ -284,7 +285,9 @@ mod tests {
             };
             match split(words(&format!("--{}{value} h 1 p", spec.long)), |_| None) {
                 Ok(Request::Serve(typed)) => assert_eq!(typed.times(spec.id), 1, "{}", spec.long),
-                Ok(Request::Print(_)) => assert!(matches!(spec.id, Id::Help | Id::Version | Id::HelpMarkdown)),
+                Ok(Request::Print(_)) => {
+                    assert!(matches!(spec.id, Id::Help | Id::HelpListen | Id::Version | Id::HelpMarkdown));
+                }
                 Err(fatal) => panic!("{}: {fatal}", spec.long),
             }
         }
@@ -395,6 +398,7 @@ mod tests {
     fn help_and_version_need_no_host() {
         assert!(printed("--help").starts_with("Usage: starttls-wrapper [--way tls|plain|raw] [OPTIONS] {HOST PORT | "));
         assert_eq!(printed("-h"), printed("--help"));
+        assert!(printed("--help-listen").starts_with("Usage: starttls-wrapper --listen ADDR:PORT "));
         assert_eq!(printed("--version"), concat!("starttls-wrapper ", env!("CARGO_PKG_VERSION"), "\n"));
         assert_eq!(printed("-V"), printed("--version"));
         assert!(printed("--help-markdown").starts_with("| option |"));

@@ -45,6 +45,7 @@ pub enum Id {
     Quiet,
     RustLog,
     Help,
+    HelpListen,
     Version,
     HelpMarkdown,
 }
@@ -154,7 +155,7 @@ impl OptionSpec {
 }
 
 /// The table.
-pub const OPTIONS: [OptionSpec; 43] = [
+pub const OPTIONS: [OptionSpec; 44] = [
     valued(Id::Cert, "cert", "FILE", "", Group::Certificate, "our certificate chain, PEM").with_env("CERTFILE"),
     valued(Id::Key, "key", "FILE", "the --cert file", Group::Certificate, "the private key of --cert, PEM")
         .with_env("KEYFILE"),
@@ -271,18 +272,19 @@ pub const OPTIONS: [OptionSpec; 43] = [
         "log levels by module, before -v, -q: warn,starttls_wrapper=trace",
     ),
     flag(Id::Help, "help", Group::General, "this list").with_short('h'),
+    flag(Id::HelpListen, "help-listen", Group::General, "the options of a listener: many sessions in one process"),
     flag(Id::Version, "version", Group::General, "name and version").with_short('V'),
     flag(Id::HelpMarkdown, "help-markdown", Group::Hidden, "the README's table of options"),
 ];
 
-/// Headings, in the order of `--help`.
+/// Headings, in the order of `--help`; the last one's options have a page of their own, `--help-listen`.
 const HEADINGS: [(Group, &str); 6] = [
     (Group::Certificate, "Certificate (without one, STARTTLS is not offered):"),
     (Group::Backend, "Backend, the server behind TLS:"),
     (Group::Policy, "Policy:"),
     (Group::Timeouts, "Time-outs, in seconds:"),
-    (Group::Listener, "Listener (in place of a UCSPI server; one process for all sessions):"),
     (Group::General, "General:"),
+    (Group::Listener, "Listener (in place of a UCSPI server; one process for all sessions):"),
 ];
 
 /// Where the meanings start in `--help`, in columns.
@@ -291,13 +293,33 @@ const MEANING_COLUMN: usize = 33;
 /// The text of `--help`: at most 60 lines of 100 columns.
 #[must_use]
 pub fn help() -> String {
+    page(
+        concat!(
+            "Usage: starttls-wrapper [--way tls|plain|raw] [OPTIONS] {HOST PORT | unix:PATH} PROG [ARGS...]\n",
+            "       starttls-wrapper {--way keep|respawn|ucspi-tls[-respawn] | --mute} [OPTIONS] PROG [ARGS...]\n",
+            "Runs PROG, a plaintext SMTP server, for fds 0 and 1; a client's STARTTLS leads to HOST PORT.\n",
+        ),
+        |group| !matches!(group, Group::Listener | Group::Hidden),
+    )
+}
+
+/// The text of `--help-listen`, within the same bounds.
+#[must_use]
+pub fn help_listen() -> String {
+    page(
+        concat!(
+            "Usage: starttls-wrapper --listen ADDR:PORT [--way tls|plain|raw] [OPTIONS] HOST PORT PROG [ARGS...]\n",
+            "       starttls-wrapper --listen ADDR:PORT --way keep [OPTIONS] PROG [ARGS...]\n",
+            "Serves all clients of these addresses from one process. --help has the options of every session.\n",
+        ),
+        |group| group == Group::Listener,
+    )
+}
+
+fn page(usage: &str, has: impl Fn(Group) -> bool) -> String {
     let mut text = String::with_capacity(4096);
-    text.push_str(concat!(
-        "Usage: starttls-wrapper [--way tls|plain|raw] [OPTIONS] {HOST PORT | unix:PATH} PROG [ARGS...]\n",
-        "       starttls-wrapper {--way keep|respawn|ucspi-tls[-respawn] | --mute} [OPTIONS] PROG [ARGS...]\n",
-        "Runs PROG, a plaintext SMTP server, for fds 0 and 1; a client's STARTTLS leads to HOST PORT.\n",
-    ));
-    for (group, heading) in HEADINGS {
+    text.push_str(usage);
+    for (group, heading) in HEADINGS.into_iter().filter(|(group, _)| has(*group)) {
         text.push('\n');
         text.push_str(heading);
         text.push('\n');
@@ -384,11 +406,12 @@ mod tests {
 
     #[test]
     fn help_fits_60_lines_of_100_columns() {
-        let text = help();
-        assert!(text.lines().count() <= 60, "{} lines", text.lines().count());
-        for line in text.lines() {
-            assert!(line.chars().count() <= 100, "{} columns: {line}", line.chars().count());
-            assert_eq!(line.trim_end(), line);
+        for text in [help(), help_listen()] {
+            assert!(text.lines().count() <= 60, "{} lines", text.lines().count());
+            for line in text.lines() {
+                assert!(line.chars().count() <= 100, "{} columns: {line}", line.chars().count());
+                assert_eq!(line.trim_end(), line);
+            }
         }
     }
 
@@ -396,7 +419,10 @@ mod tests {
     fn help_and_markdown_show_every_row_but_the_hidden_one() {
         for spec in &OPTIONS {
             let shown = spec.group != Group::Hidden;
-            assert_eq!(help().contains(&synopsis(spec)), shown, "{}", spec.called());
+            let row = format!("  {} ", synopsis(spec));
+            let is_listeners = spec.group == Group::Listener;
+            assert_eq!(help().contains(&row), shown && !is_listeners, "{}", spec.called());
+            assert_eq!(help_listen().contains(&row), is_listeners, "{}", spec.called());
             assert_eq!(help_markdown().contains(spec.meaning), shown, "{}", spec.called());
         }
     }
