@@ -20,7 +20,6 @@ mod prog;
 mod reach;
 mod relaying;
 mod table;
-mod talk;
 
 use std::io::IsTerminal;
 

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use mio::{Events, Poll, Token};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::talk::Talk;
 use crate::cli::Config;
+use crate::engine::talk::Talk;
 use crate::engine::{Backend, tell};
 use crate::proxy::{Details, Header};
 use crate::sys::dial::{self, Address, Resolver, Target};

@@ -3,8 +3,8 @@
 use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use super::talk::{Reply, Talk};
 use crate::client_info;
+use crate::engine::talk::{Reply, Talk};
 
 /// Whose mail nobody here takes, and who reads none (RFC 2606).
 pub(super) const STRANGER: &str = "starttls-wrapper-check@example.com";

@@ -90,7 +90,7 @@ pub fn split(
         }
         let row = spec.id as usize;
         times[row] = times[row].saturating_add(1);
-        if spec.id == Id::Mute {
+        if matches!(spec.id, Id::Mute | Id::Lazy) {
             values[row] = parser.optional_value();
         } else if let Some(name) = spec.value {
             let value = parser.value().map_err(|_| Fatal::Usage(format!("{} wants {name}", spec.called())))?;
@@ -114,9 +114,16 @@ pub fn split(
     let host = if way.dials() { Some(next("HOST")?) } else { None };
     let has_port = host.as_deref().is_some_and(|host| socket_path(host).is_none());
     let port = if has_port { Some(next("PORT")?) } else { None };
-    let program = next("PROG")?;
+    let has_prog = values[Id::Plain as usize].is_none();
+    let program = if has_prog { next("PROG")? } else { OsString::new() };
     let arguments: Vec<OsString> = rest.collect();
-    if !has_port && let Some(what) = superfluous_words(way, &program, arguments.first()) {
+    if let (false, Some(word)) = (has_prog, arguments.first()) {
+        return Err(Fatal::Usage(format!("--plain stands for PROG: leave out {word:?}, and what follows")));
+    }
+    if !has_port
+        && has_prog
+        && let Some(what) = superfluous_words(way, &program, arguments.first())
+    {
         return Err(Fatal::Usage(what));
     }
     for spec in OPTIONS.iter().filter(|spec| spec.value.is_some()) {
@@ -281,6 +288,7 @@ mod tests {
             let value = match (spec.id, spec.value) {
                 (_, None) => "",
                 (Id::Way, _) => "=tls",
+                (Id::Plain, _) => continue,
                 (_, Some(_)) => "=x",
             };
             match split(words(&format!("--{}{value} h 1 p", spec.long)), |_| None) {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use log::LevelFilter;
 
 use super::args::{self, Typed, socket_path};
-use super::listen::{Listen, listen};
+use super::listen::{Listen, listen, plain};
 use super::mute::{Mute, mute, told};
 use super::options::{Id, OPTIONS};
 use crate::error::Fatal;
@@ -26,6 +26,8 @@ pub struct Config {
     pub server: Option<Server>,
     /// `--listen`: no UCSPI child, but many sessions.
     pub listen: Option<Listen>,
+    /// The plaintext server, if it is a daemon and not PROG.
+    pub plain: Option<Server>,
     /// `--mute`: whose greeting is swallowed.
     pub mute: Option<Mute>,
     /// PROG, found through PATH.
@@ -136,10 +138,11 @@ impl Config {
             uid: unprivileged(&typed, Id::TlsUid)?,
             gid: unprivileged(&typed, Id::TlsGid)?,
             listen: listen(&typed)?,
+            plain: plain(&typed)?,
             mute: mute(&typed)?,
             sandbox: typed.times(Id::NoSandbox) == 0,
             server,
-            program: program(typed.program)?,
+            program: if typed.value(Id::Plain).is_some() { typed.program } else { program(typed.program)? },
             arguments: typed.arguments,
         })
     }

@@ -3,8 +3,8 @@
 use core::net::SocketAddr;
 use std::thread::available_parallelism;
 
-use super::args::{Typed, called as way_called};
-use super::config::{called, number, unprivileged, usage};
+use super::args::{Typed, called as way_called, socket_path};
+use super::config::{Server, called, number, unprivileged, usage};
 use super::options::Id;
 use crate::error::Fatal;
 use crate::session::Way;
@@ -16,6 +16,8 @@ pub struct Listen {
     pub addresses: Vec<SocketAddr>,
     /// Loops, at least one.
     pub workers: usize,
+    /// Whether a server is put off until a client needs it.
+    pub lazy: bool,
     /// Sessions at once, at least one.
     pub most: usize,
     /// User and group that PROG is to have; neither 0 nor -1.
@@ -28,9 +30,33 @@ const MOST_WORKERS: u32 = 256;
 /// Sessions at once, where nothing else is said.
 const SESSIONS: u32 = 10_000;
 
+/// `--plain`: where the daemon is that takes PROG's place.
+pub(super) fn plain(typed: &Typed) -> Result<Option<Server>, Fatal> {
+    let Some(word) = typed.value(Id::Plain) else { return Ok(None) };
+    if let Some(path) = socket_path(word) {
+        return if path.is_empty() {
+            usage("unix: wants a path".to_owned())
+        } else {
+            Ok(Some(Server::Unix(path.into())))
+        };
+    }
+    // An IPv6 address stands in brackets (RFC 3986 3.2.2).
+    let parts = word.to_str().and_then(|text| text.rsplit_once(':'));
+    let bare = parts
+        .map(|(host, port)| (host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host), port));
+    match bare.map(|(host, port)| (host, port.parse::<u16>())) {
+        Some((host, Ok(port)))
+            if port > 0 && !host.is_empty() && (!host.contains(':') || word.as_encoded_bytes()[0] == b'[') =>
+        {
+            Ok(Some(Server::Tcp { host: host.to_owned(), port }))
+        }
+        _ => usage(format!("--plain wants HOST:PORT or unix:PATH, not {word:?}")),
+    }
+}
+
 pub(super) fn listen(typed: &Typed) -> Result<Option<Listen>, Fatal> {
     if typed.listen.is_empty() {
-        return match [Id::Workers, Id::MaxSessions].into_iter().find(|id| typed.times(*id) > 0) {
+        return match [Id::Plain, Id::Lazy, Id::Workers, Id::MaxSessions].into_iter().find(|id| typed.times(*id) > 0) {
             Some(id) => usage(format!("{} is a listener's: --listen is missing", called(id))),
             None => Ok(None),
         };
@@ -51,7 +77,13 @@ pub(super) fn listen(typed: &Typed) -> Result<Option<Listen>, Fatal> {
         0 => return usage("--max-sessions must be at least 1".to_owned()),
         most => most as usize,
     };
+    let lazy = match typed.value(Id::Lazy).map(std::ffi::OsStr::as_encoded_bytes) {
+        None | Some(b"yes") => true,
+        Some(b"no") => false,
+        Some(_) => return usage("--lazy takes nothing, =yes or =no".to_owned()),
+    };
     Ok(Some(Listen {
+        lazy,
         addresses: addresses.collect::<Result<_, _>>()?,
         workers,
         most,

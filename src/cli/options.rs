@@ -35,6 +35,8 @@ pub enum Id {
     TlsUid,
     TlsGid,
     Listen,
+    Plain,
+    Lazy,
     Workers,
     MaxSessions,
     Uid,
@@ -155,7 +157,7 @@ impl OptionSpec {
 }
 
 /// The table.
-pub const OPTIONS: [OptionSpec; 44] = [
+pub const OPTIONS: [OptionSpec; 46] = [
     valued(Id::Cert, "cert", "FILE", "", Group::Certificate, "our certificate chain, PEM").with_env("CERTFILE"),
     valued(Id::Key, "key", "FILE", "the --cert file", Group::Certificate, "the private key of --cert, PEM")
         .with_env("KEYFILE"),
@@ -257,6 +259,8 @@ pub const OPTIONS: [OptionSpec; 44] = [
         Group::Listener,
         "be no UCSPI child but listen here; may stand several times",
     ),
+    valued(Id::Plain, "plain", "ADDR", "", Group::Listener, "a daemon in place of PROG: HOST:PORT or unix:PATH"),
+    flag(Id::Lazy, "lazy", Group::Listener, "the default: a server when a client needs one; =no: at once"),
     valued(Id::Workers, "workers", "N", "processors", Group::Listener, "loops, each with sockets of its own"),
     valued(Id::MaxSessions, "max-sessions", "N", "10000", Group::Listener, "at once; one more hears 421"),
     variable(Id::Uid, "UID", Group::Listener, "user id that PROG is to have").with_value("UID"),

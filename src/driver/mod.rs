@@ -1,5 +1,6 @@
 //! The doors through which connections come to the engine.
 
 pub mod listen;
+mod probe;
 pub mod ucspi;
 mod worker;

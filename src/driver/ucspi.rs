@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::cli::{Config, IdentitySource, OWN_VARIABLES, Server};
 use crate::client_info::{self, ClientInfo};
-use crate::engine::{self, CLIENT_IN, CLIENT_OUT, Conn, Parts, Peer, SIGNALS, Secrets, TLS_SERVER, TlsServer};
+use crate::engine::{self, CLIENT_IN, CLIENT_OUT, Conn, Front, Parts, Peer, SIGNALS, Secrets, TLS_SERVER, TlsServer};
 use crate::error::Fatal;
 use crate::proxy::Header;
 use crate::session::{ChildEnd, EndReason, PolicyEnd};
@@ -86,7 +86,7 @@ pub(crate) fn needs(target: Option<&Target>, peer: Option<&Peer>, children: Vec<
     // A folder may be one of the system's, or of links to its certificates.
     let linked = folders.first().map(|_| sandbox::system_roots()).unwrap_or_default();
     let files = folders.iter().cloned().chain(linked).collect();
-    Needs { children, target: target.cloned(), files, listens: false }
+    Needs { children, targets: target.cloned().into_iter().collect(), files, listens: false }
 }
 
 /// How HOST is known, where it speaks TLS. Its roots are opened here.
@@ -197,7 +197,7 @@ impl Parted {
         });
         let parts = Parts {
             client: (End::shared(input, CLIENT_IN)?, End::shared(output, CLIENT_OUT)?),
-            child,
+            front: child.map_or_else(Front::Failed, Front::Child),
             holder,
             tls_server,
             info,

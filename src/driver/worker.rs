@@ -1,12 +1,13 @@
 //! One loop of a listener: accepts, has a PROG started for each client, and drives their sessions. It shares nothing with the others
 //! but how many sessions there are.
 //!
-//! A client's session begins when its PROG is there: until then it waits here, unread. Who can't be served hears 421 at once, for
-//! the price of an accept and a write.
+//! A client's session begins at once, and says when it wants its plaintext server. Who can't be served hears 421, for the
+//! price of an accept and a write.
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -16,16 +17,17 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
 use crate::client_info::ClientInfo;
-use crate::engine::{CLIENT_IN, CLIENT_OUT, Crowd, OTHERS, Parts, Secrets, Setups};
+use crate::engine::{Asking, CLIENT_IN, CLIENT_OUT, Crowd, Front, OTHERS, Parts, Secrets, Setups, Source};
 use crate::proxy::{Header, Version};
 use crate::session::policy::RelayMode;
-use crate::session::{ChildEnd, EndReason, Policy};
+use crate::session::{Policy, StandIn};
 use crate::smtp::reply::Ours;
-use crate::sys::child::Child;
 use crate::sys::dial::Target;
 use crate::sys::end::End;
 use crate::sys::listener::{self, Accepted};
 use crate::sys::spawner::Spawner;
+
+use super::probe::Shared;
 
 /// What all loops of a listener serve by.
 #[derive(Debug)]
@@ -35,6 +37,10 @@ pub(super) struct House {
     pub(super) target: Option<Target>,
     pub(super) send_proxy: Option<Version>,
     pub(super) relay: RelayMode,
+    /// Where the plaintext server is, if it is none that is started.
+    pub(super) plain: Option<Target>,
+    /// What is said in its place as long as it need not be there.
+    pub(super) learned: Arc<Shared>,
     /// PROG, for the log.
     pub(super) program: String,
     /// Sessions, and how many there may be.
@@ -53,17 +59,11 @@ const AT_ONCE: usize = 64;
 /// PROGs that the spawner is asked for at a time: what its socket holds, many times over.
 const ORDERED: usize = 64;
 
-/// How long a client waits for its PROG.
+/// How long the spawner may take for a PROG.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long nothing is accepted where descriptors or memory are short.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// A client whose PROG is not there yet.
-struct Waiting {
-    client: Accepted,
-    since: Instant,
-}
 
 /// One loop.
 pub(super) struct Worker {
@@ -72,10 +72,10 @@ pub(super) struct Worker {
     listeners: Vec<(OwnedFd, bool)>,
     /// Kept open: the loop watches it.
     _stop: OwnedFd,
-    spawner: Spawner,
-    /// The first `ordered` of them have asked.
-    waiting: VecDeque<Waiting>,
-    ordered: usize,
+    /// Who starts PROG, where it is one that is started.
+    spawner: Option<Spawner>,
+    /// Whom the spawner is to answer, in turn, and since when.
+    ordered: VecDeque<(Asking, Instant)>,
     crowd: Crowd,
     paused: Option<Instant>,
     is_ending: bool,
@@ -84,7 +84,12 @@ pub(super) struct Worker {
 
 impl Worker {
     /// Puts it together. `stop` becomes readable when it is to end.
-    pub(super) fn new(house: Arc<House>, sockets: Vec<OwnedFd>, stop: OwnedFd, spawner: Spawner) -> io::Result<Self> {
+    pub(super) fn new(
+        house: Arc<House>,
+        sockets: Vec<OwnedFd>,
+        stop: OwnedFd,
+        spawner: Option<Spawner>,
+    ) -> io::Result<Self> {
         let poll = Poll::new()?;
         let watch =
             |descriptor: i32, token| poll.registry().register(&mut SourceFd(&descriptor), token, Interest::READABLE);
@@ -92,15 +97,16 @@ impl Worker {
             watch(socket.as_raw_fd(), Token(LISTENERS + number))?;
         }
         watch(stop.as_raw_fd(), STOP)?;
-        watch(std::os::fd::AsFd::as_fd(&spawner).as_raw_fd(), SPAWNER)?;
+        if let Some(spawner) = &spawner {
+            watch(spawner.as_fd().as_raw_fd(), SPAWNER)?;
+        }
         Ok(Self {
             house,
             poll,
             listeners: sockets.into_iter().map(|socket| (socket, false)).collect(),
             _stop: stop,
             spawner,
-            waiting: VecDeque::new(),
-            ordered: 0,
+            ordered: VecDeque::new(),
             crowd: Crowd::default(),
             paused: None,
             is_ending: false,
@@ -122,11 +128,15 @@ impl Worker {
             let before = self.crowd.len();
             let wait = self.crowd.drive(self.poll.registry(), now);
             self.house.sessions.fetch_sub(before - self.crowd.len(), Ordering::Relaxed);
-            if self.is_ending && self.crowd.is_empty() && self.waiting.is_empty() {
+            if self.crowd.take_differences() {
+                self.house.learned.doubt();
+            }
+            self.order(now);
+            if self.is_ending && self.crowd.is_empty() {
                 return if self.is_lost { Err(io::Error::other("the spawner is lost")) } else { Ok(()) };
             }
             let until = |due: Instant| due.saturating_duration_since(now);
-            let first = self.waiting.front().map(|waiting| until(waiting.since + PATIENCE));
+            let first = self.ordered.front().map(|(_, since)| until(*since + PATIENCE));
             let again = accepted.then_some(Duration::ZERO);
             let timeout = [wait, first, again, self.paused.map(until)].into_iter().flatten().min();
             match self.poll.poll(&mut events, timeout) {
@@ -181,60 +191,52 @@ impl Worker {
             self.turn_away(&client, Ours::TOO_MANY_SESSIONS, "too many sessions");
             return;
         }
-        self.waiting.push_back(Waiting { client, since: now });
-        self.order();
+        self.begin(client, now);
     }
 
     /// Asks for PROGs, as many as may be asked for at a time.
-    fn order(&mut self) {
-        while self.ordered < ORDERED
-            && let Some(waiting) = self.waiting.get(self.ordered)
+    fn order(&mut self, now: Instant) {
+        while self.ordered.len() < ORDERED
+            && let Some(spawner) = &self.spawner
+            && let Some(asking) = self.crowd.next_asking()
         {
-            let [client, local] = waiting.client.ends;
-            let variables = [
-                ("PROTO", "TCP".to_owned()),
-                ("TCPREMOTEIP", client.ip().to_canonical().to_string()),
-                ("TCPREMOTEPORT", client.port().to_string()),
-                ("TCPLOCALIP", local.ip().to_canonical().to_string()),
-                ("TCPLOCALPORT", local.port().to_string()),
-            ];
-            if let Err(error) = self.spawner.ask(variables.into_iter()) {
-                self.lose_spawner(&error);
-                return;
+            if let Err(error) = spawner.ask(variables(asking.ends)) {
+                return self.lose_spawner(&error);
             }
-            self.ordered += 1;
+            self.ordered.push_back((asking, now));
         }
     }
 
-    /// Has the sessions begin whose PROGs have come.
+    /// Hands out the PROGs that have come.
     fn take_answers(&mut self, now: Instant) {
-        while self.ordered > 0 {
-            match self.spawner.answer() {
+        while let Some(spawner) = self.spawner.as_ref().filter(|_| !self.ordered.is_empty()) {
+            match spawner.answer() {
                 Ok(None) => return,
                 Ok(Some(child)) => {
-                    self.ordered -= 1;
-                    if let Some(waiting) = self.waiting.pop_front() {
-                        self.begin(waiting, child, now);
+                    if let Some((asking, _)) = self.ordered.pop_front() {
+                        let child = child.map_err(|why| format!("{}: {why}", self.house.program));
+                        self.crowd.hand_over(&asking, child, self.poll.registry(), now);
                     }
-                    self.order();
                 }
                 Err(error) => self.lose_spawner(&error),
             }
         }
     }
 
-    fn begin(&mut self, waiting: Waiting, child: Result<Child, String>, now: Instant) {
-        let (house, [client, local]) = (&self.house, waiting.client.ends);
-        let output = End::socket(waiting.client.socket, CLIENT_OUT);
-        let child = child.map_err(|why| EndReason::Child(ChildEnd::NotStarted(format!("{}: {why}", house.program))));
+    fn begin(&mut self, accepted: Accepted, now: Instant) {
+        let (house, ends) = (&self.house, accepted.ends);
+        let [client, local] = ends;
+        let output = End::socket(accepted.socket, CLIENT_OUT);
         let input = match output.again(CLIENT_IN) {
             Ok(input) => input,
             Err(error) => return self.give_back(&format!("can't serve {client}: {error}")),
         };
         let way = house.policy.way;
+        let source = house.plain.clone().map_or(Source::Asked(ends), Source::Dialled);
+        let stand_in = house.learned.get().and_then(|learned| StandIn::new(learned, Some(client.ip().to_canonical())));
         let parts = Parts {
             client: (input, output),
-            child,
+            front: Front::Later(source, stand_in),
             holder: None,
             tls_server: None,
             info: ClientInfo::from(client),
@@ -252,7 +254,7 @@ impl Worker {
 
     /// A spawner that does not answer is as good as gone.
     fn look_at_the_spawner(&mut self, now: Instant) {
-        if self.ordered > 0 && self.waiting.front().is_some_and(|waiting| now >= waiting.since + PATIENCE) {
+        if self.ordered.front().is_some_and(|(_, since)| now >= *since + PATIENCE) {
             self.lose_spawner(&io::ErrorKind::TimedOut.into());
         }
     }
@@ -261,11 +263,12 @@ impl Worker {
     fn lose_spawner(&mut self, error: &io::Error) {
         error!("the spawner of {} is lost: {error}", self.house.program);
         self.is_lost = true;
-        self.ordered = 0;
-        self.end();
-        for waiting in core::mem::take(&mut self.waiting) {
-            self.turn_away(&waiting.client, Ours::NOT_AVAILABLE, "no server can be started");
+        self.spawner = None;
+        let now = Instant::now();
+        for (asking, _) in core::mem::take(&mut self.ordered) {
+            self.crowd.hand_over(&asking, Err("the spawner is lost".to_owned()), self.poll.registry(), now);
         }
+        self.end();
     }
 
     /// The last word to one who is not served. What its socket does not take at once is lost.
@@ -284,9 +287,18 @@ impl Worker {
         if !core::mem::replace(&mut self.is_ending, true) {
             self.listeners.clear();
             self.crowd.terminate(Instant::now());
-            for waiting in self.waiting.split_off(self.ordered) {
-                self.turn_away(&waiting.client, Ours::SHUTTING_DOWN, "not served any more");
-            }
         }
     }
+}
+
+/// What a UCSPI server would say of this client (its end, and ours).
+pub(super) fn variables([client, local]: [SocketAddr; 2]) -> impl Iterator<Item = (&'static str, String)> {
+    let variables = [
+        ("PROTO", "TCP".to_owned()),
+        ("TCPREMOTEIP", client.ip().to_canonical().to_string()),
+        ("TCPREMOTEPORT", client.port().to_string()),
+        ("TCPLOCALIP", local.ip().to_canonical().to_string()),
+        ("TCPLOCALPORT", local.port().to_string()),
+    ];
+    variables.into_iter()
 }

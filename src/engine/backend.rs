@@ -23,6 +23,7 @@ use crate::sys::splice;
 use crate::tls::{CertificateDer, ClientConfig, Facts, Leg, ServerName, TlsError};
 
 use super::bridge::{self, Received, Trouble};
+use super::relay::end_input;
 use super::tokens::{CHILD_IN, CHILD_OUT};
 
 /// What is read at once from a server that speaks in the clear: what a pipe holds.
@@ -240,7 +241,7 @@ impl Backend {
 
     /// Whether it is a child, whose exit says how its end is meant.
     pub(super) fn is_child(&self) -> bool {
-        matches!(&self.link, Link::Clear(Clear { ends: Ends::Pipes(..), .. }))
+        matches!(&self.link, Link::Clear(Clear { ends: Ends::Pipes(from, _), .. }) if !from.is_socket())
     }
 
     /// One read, and everything that it completes, given to `sink` piece by piece.
@@ -305,7 +306,7 @@ impl Backend {
             self.is_shut = true;
             match &mut self.link {
                 Link::Tls(end, _) | Link::Clear(Clear { ends: Ends::Socket(end), .. }) => end.shut_down(),
-                Link::Clear(Clear { ends: Ends::Pipes(_, to), .. }) => *to = None,
+                Link::Clear(Clear { ends: Ends::Pipes(_, to), .. }) => end_input(to),
             }
         }
         new

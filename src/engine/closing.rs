@@ -11,7 +11,9 @@ use super::bridge;
 use super::conn::Conn;
 use super::dismissal::Dismissal;
 use super::linger::Linger;
+use super::relay::end_input;
 use super::report::{self, Mode};
+use super::summon::Source;
 
 /// How long what is owed may take to leave: a client that reads slowly still gets the end of what a server said before it
 /// closed; one that is thrown out gets its farewell or does not.
@@ -108,11 +110,20 @@ impl Conn {
 
     /// Begins the child's farewell, once. `knows_us`: what it is told is ours, and not the client's inside TLS.
     pub(super) fn dismiss(&mut self, knows_us: bool, registry: &Registry, now: Instant) {
-        let Some(child) = self.child.take() else { return };
         let relayed = matches!(self.session.ended_in(), Phase::RelayPlain | Phase::RelayTls);
         let between = knows_us && !relayed && self.session.to_child.is_empty();
-        let (stdin, stdout) = (self.child_in.take(), self.child_out.take());
+        let (mut stdin, stdout) = (self.child_in.take(), self.child_out.take());
         let patience = self.policy.timeouts.farewell;
+        if let Some(Source::Held(holder)) = self.source.take() {
+            self.dismissals.push(Dismissal::begin(holder.release(), None, None, false, patience, registry, now));
+        }
+        let Some(child) = self.child.take() else {
+            if let (Some(socket), true) = (&mut stdin, between) {
+                // A daemon: the end of the connection that follows it will not miss.
+                let _ = socket.write(b"QUIT\r\n");
+            }
+            return end_input(&mut stdin);
+        };
         self.exit = None;
         self.dismissals.push(Dismissal::begin(child, stdin, stdout, between, patience, registry, now));
     }

@@ -31,6 +31,7 @@ use super::handover::{Dial, Secrets, Setups};
 use super::linger::Linger;
 use super::pump::Relay;
 use super::report::{self, Tally};
+use super::summon::{Front, Source};
 use super::tokens::{BACKEND, CHILD_EXIT, CHILD_IN, CHILD_OUT, CLIENT_IN, CLIENT_OUT, RESOLVED, SIGNALS, TLS_SERVER};
 use super::ucspi_tls::{TlsHandshake, TlsServer};
 
@@ -48,8 +49,8 @@ pub(super) const IDLE: Duration = Duration::from_secs(1);
 pub struct Parts {
     /// What the client sends and what it is sent: one socket twice, or two pipes.
     pub client: (End, End),
-    /// PROG, or why there is none: the session ends with that.
-    pub child: Result<Child, EndReason>,
+    /// The plaintext server.
+    pub front: Front,
     /// The place of a fresh PROG, where the way has one.
     pub holder: Option<Holder>,
     /// The UCSPI-TLS server that we run under, where its TLS is the client's.
@@ -125,6 +126,8 @@ pub struct Conn {
     pub(super) child: Option<Child>,
     pub(super) child_in: Option<End>,
     pub(super) child_out: Option<End>,
+    /// Where the plaintext server comes from, as long as it has not been asked for.
+    pub(super) source: Option<Source>,
     pub(super) holder: Option<Holder>,
     pub(super) tls_server: Option<TlsServer>,
     pub(super) tls_handshake: Option<TlsHandshake>,
@@ -159,19 +162,31 @@ impl Conn {
     pub fn new(parts: Parts, registry: &Registry) -> Self {
         let (mut input, output) = parts.client;
         let mut watched = input.watch(registry, Interest::READABLE | Interest::PRIORITY);
-        let mut session = Session::new(parts.policy.clone(), parts.started);
-        let (mut child, mut child_in, mut child_out) = (None, None, None);
-        match parts.child {
-            Ok(mut started) => {
+        let (policy, now) = (parts.policy.clone(), parts.started);
+        let (mut child, mut child_in, mut child_out, mut source) = (None, None, None, None);
+        let mut session = match parts.front {
+            Front::Child(mut started) => {
                 child_in = end_of_pipe(started.stdin.take(), CHILD_IN, &mut watched);
                 child_out = end_of_pipe(started.stdout.take(), CHILD_OUT, &mut watched);
                 if let (Some(out), true) = (&mut child_out, watched.is_ok()) {
                     watched = out.watch(registry, Interest::READABLE);
                 }
                 child = Some(started);
+                Session::new(policy, now)
             }
-            Err(reason) => session.handle_end(reason, parts.started),
-        }
+            Front::Failed(reason) => {
+                let mut session = Session::new(policy, now);
+                session.handle_end(reason, now);
+                session
+            }
+            Front::Later(from, stand_in) => {
+                source = Some(from);
+                match stand_in {
+                    Some(stand_in) => Session::lazily(policy, stand_in, now),
+                    None => Session::summoning(policy, now),
+                }
+            }
+        };
         let mut terminations = parts.terminations;
         if let (Some(end), true) = (&mut terminations, watched.is_ok()) {
             watched = end.watch(registry, Interest::READABLE);
@@ -193,6 +208,7 @@ impl Conn {
             child,
             child_in,
             child_out,
+            source,
             holder: parts.holder,
             tls_server,
             tls_handshake: None,
@@ -305,6 +321,8 @@ impl Conn {
             let mut moved = self.write_out(now);
             moved |= match phase {
                 Phase::Snoop => self.snoop(now),
+                Phase::Summon => self.summon(registry, now),
+                Phase::Brief => self.read_child(now) | self.read_client(now),
                 Phase::Dial => self.read_client(now) | self.dial(registry, now),
                 Phase::SecureBackend | Phase::Greeting | Phase::Replay => {
                     self.read_client(now) | self.read_backend(now)
@@ -359,6 +377,7 @@ impl Conn {
             Phase::RelayTls => self.relay.is_some() && self.child_in.is_none(),
             Phase::Snoop | Phase::Gate => self.session.client_room() == 0 || !self.session.may_take(),
             _ if self.session.is_inside() => self.session.client_room() == 0,
+            Phase::Summon | Phase::Brief => self.session.client_room() == 0,
             Phase::Dial
             | Phase::SecureBackend
             | Phase::Start

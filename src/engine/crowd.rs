@@ -1,11 +1,12 @@
 //! Many connections on one loop, each driven by itself: who is to be driven, and when.
 //!
 //! Contract: after every wait of the loop, [`Crowd::note`] for each event, then [`Crowd::drive`] once; it says how long the loop may
-//! wait. A connection that panics is ended alone, which is logged as the bug it is: the others never notice. What is silent costs
+//! wait. Who wants a PROG is then in the queue of [`Crowd::next_asking`], to be answered by [`Crowd::hand_over`]. A connection that panics is ended alone, which is logged as the bug it is: the others never notice. What is silent costs
 //! nothing: a deadline that moves away (each command moves one) is not moved here before the earlier time has come.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,8 @@ use log::error;
 use mio::event::Event;
 use mio::{Registry, Token};
 
+use crate::session::{ChildEnd, EndReason};
+use crate::sys::child::Child;
 use crate::sys::end;
 
 use super::conn::{Conn, Driven, Parts};
@@ -31,11 +34,27 @@ pub struct Crowd {
     /// When to look at whom; an entry that its member knows nothing of any more is passed over.
     due: BinaryHeap<Reverse<(Instant, usize)>>,
     ready: Vec<usize>,
+    asking: VecDeque<Asking>,
+    /// How many have joined.
+    joined: u64,
+    /// Somebody has met another server than the one that was learned of.
+    has_differed: bool,
     is_ending: bool,
+}
+
+/// A connection that waits for a PROG.
+#[derive(Debug)]
+pub struct Asking {
+    slot: usize,
+    number: u64,
+    /// The client's end, and ours.
+    pub ends: [SocketAddr; 2],
 }
 
 struct Member {
     conn: Box<Conn>,
+    /// Which of all it is: slots are taken again.
+    number: u64,
     /// The one entry in `due` that counts.
     due: Option<Instant>,
     is_ready: bool,
@@ -52,7 +71,8 @@ impl Crowd {
         if self.is_ending {
             conn.terminate(Instant::now());
         }
-        self.members[slot] = Some(Member { conn, due: None, is_ready: true });
+        self.joined += 1;
+        self.members[slot] = Some(Member { conn, number: self.joined, due: None, is_ready: true });
         self.ready.push(slot);
     }
 
@@ -94,6 +114,9 @@ impl Crowd {
         // Whatever state a panic has left it in, it is dropped.
         match catch_unwind(AssertUnwindSafe(|| member.conn.drive(&registry, now))) {
             Ok(Driven::Wait) => {
+                if let Some(ends) = member.conn.asks() {
+                    self.asking.push_back(Asking { slot, number: member.number, ends });
+                }
                 if let Some(deadline) = member.conn.deadline()
                     && member.due.is_none_or(|due| deadline < due)
                 {
@@ -101,7 +124,10 @@ impl Crowd {
                 }
             }
             Ok(Driven::Again) => wake(member, slot, &mut self.ready),
-            Ok(Driven::Over) => self.remove(slot),
+            Ok(Driven::Over) => {
+                self.has_differed |= matches!(member.conn.end(), Some(EndReason::Child(ChildEnd::Differs(_))));
+                self.remove(slot);
+            }
             Err(_) => {
                 error!("client={}: a bug of ours has ended this session", member.conn.client());
                 self.remove(slot);
@@ -120,6 +146,35 @@ impl Crowd {
         // Its descriptors are closed, and with that no longer watched.
         let _ = catch_unwind(AssertUnwindSafe(|| self.members[slot] = None));
         self.free.push(slot);
+    }
+
+    /// The next one who wants a PROG, and still does.
+    pub fn next_asking(&mut self) -> Option<Asking> {
+        while let Some(asking) = self.asking.pop_front() {
+            if self.waits(&asking) {
+                return Some(asking);
+            }
+        }
+        None
+    }
+
+    fn waits(&self, asking: &Asking) -> bool {
+        let member = self.members.get(asking.slot).and_then(Option::as_ref);
+        member.is_some_and(|member| member.number == asking.number && member.conn.end().is_none())
+    }
+
+    /// What came of what it asked for. One that is gone meanwhile needs nothing any more.
+    pub fn hand_over(&mut self, asking: &Asking, child: Result<Child, String>, registry: &Registry, now: Instant) {
+        let member = self.members.get_mut(asking.slot).and_then(Option::as_mut);
+        if let Some(member) = member.filter(|member| member.number == asking.number) {
+            member.conn.hand_over(child, &end::Registry::new(registry, first(asking.slot)), now);
+            wake(member, asking.slot, &mut self.ready);
+        }
+    }
+
+    /// Whether, since the last call, somebody has met another server than the one that was learned of.
+    pub fn take_differences(&mut self) -> bool {
+        core::mem::take(&mut self.has_differed)
     }
 
     /// Has every connection end, those that still join too.

@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::session::{ClientEnd, EndReason};
 
 use super::conn::{Conn, SCRATCH};
-use super::relay::READS;
+use super::relay::{READS, end_input};
 
 impl Conn {
     pub(super) fn snoop(&mut self, now: Instant) -> bool {
@@ -14,12 +14,12 @@ impl Conn {
         self.dial = None;
         let moved = self.read_child(now) | self.read_client(now);
         if self.session.wants_child_eof() && self.session.to_child.is_empty() {
-            self.child_in = None;
+            end_input(&mut self.child_in);
         }
         moved
     }
 
-    fn read_child(&mut self, now: Instant) -> bool {
+    pub(super) fn read_child(&mut self, now: Instant) -> bool {
         let (mut moved, mut scratch) = (false, [0; SCRATCH]);
         while self.session.wants_child() {
             let Some(out) = self.child_out.as_mut().filter(|out| out.readable) else { break };

@@ -6,7 +6,7 @@ use std::time::Instant;
 use log::warn;
 use mio::Interest;
 
-use crate::session::{BackendEnd, ChildEnd, ClientEnd, EndReason, Session};
+use crate::session::{BackendEnd, ChildEnd, ClientEnd, EndReason, Phase, Session};
 use crate::sys::child;
 use crate::sys::end::{End, Registry};
 
@@ -89,7 +89,11 @@ impl Conn {
                 Run::Wait => {}
                 Run::Again => again = true,
                 Run::SourceBroke if self.child.is_none() => {
-                    self.session.handle_end(EndReason::Backend(BackendEnd::BrokeOff), now);
+                    let reason = match self.session.phase() {
+                        Phase::RelayPlain => EndReason::Child(ChildEnd::BrokeOff),
+                        _ => EndReason::Backend(BackendEnd::BrokeOff),
+                    };
+                    self.session.handle_end(reason, now);
                     again = true;
                 }
                 Run::Ended | Run::SourceBroke => {
@@ -304,8 +308,8 @@ impl Conn {
     }
 }
 
-/// No more will come: a child sees the end of its input, HOST that of our side.
-fn end_input(end: &mut Option<End>) {
+/// No more will come: a child sees the end of its input, a socket's server that of our side.
+pub(super) fn end_input(end: &mut Option<End>) {
     if let Some(mut end) = end.take().filter(End::is_socket) {
         end.shut_down();
     }

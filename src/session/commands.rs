@@ -31,7 +31,9 @@ impl Session {
             let verdict = match self.phase {
                 Phase::Snoop => self.snooper.judge(lines, policy),
                 Phase::Gate => self.snooper.judge_at_gate(lines),
-                Phase::Dial
+                Phase::Summon
+                | Phase::Brief
+                | Phase::Dial
                 | Phase::SecureBackend
                 | Phase::Start
                 | Phase::Tell
@@ -49,10 +51,15 @@ impl Session {
                 return;
             }
             match verdict {
-                Verdict::Wait if self.phase == Phase::Gate && self.client_eof && self.dialogue.is_quiet() => {
+                // Nobody else is there who could end it.
+                Verdict::Wait if self.client_eof && self.is_alone() && self.dialogue.is_quiet() => {
                     return self.finish(self.client_gone(), now);
                 }
                 Verdict::Wait => return,
+                verdict if self.stand_in.is_some() && self.needs_server(&verdict) => {
+                    return self.step(Cause::Wanted, now);
+                }
+                Verdict::Forward(verb) if self.stand_in.is_some() => self.answer_for_server(verb, now),
                 Verdict::Forward(verb) => self.forward(verb, now),
                 Verdict::Alone => {
                     self.timers.sent_unknown(now);
@@ -148,6 +155,7 @@ impl Session {
                 | Phase::Greeting
                 | Phase::Replay
                 | Phase::Commit => {}
+                Phase::Summon | Phase::Brief => return,
                 // In one read with what ended the snooping.
                 Phase::RelayPlain | Phase::RelayTls => return self.to_client.push(rest),
                 Phase::Announce | Phase::SecureClient | Phase::Close => return,
@@ -171,7 +179,7 @@ impl Session {
     }
 
     /// Has the operator told, but not again and again because a client asks again and again.
-    fn note_once(&mut self, note: Note) {
+    pub(super) fn note_once(&mut self, note: Note) {
         if !self.noted.contains(&note) {
             self.noted.push(note.clone());
             self.notes.push(note);

@@ -59,6 +59,10 @@ pub enum ClientEnd {
 pub enum ChildEnd {
     /// Could not be started: why.
     NotStarted(String),
+    /// Is not what it was when others learned to answer for it: how.
+    Differs(String),
+    /// Reset its connection in a relay.
+    BrokeOff,
     /// Closed without a word, or with a word that announced no end.
     Gone,
     /// Closed inside a reply.
@@ -104,7 +108,13 @@ impl EndReason {
             Self::Client(ClientEnd::BytesAfterStarttls) => Some(Ours::BYTES_AFTER_STARTTLS),
             Self::Client(ClientEnd::BadLines) => Some(Ours::TOO_MANY_BAD_LINES),
             Self::Client(ClientEnd::NotSmtp) => Some(Ours::NOT_SMTP),
-            Self::Child(ChildEnd::NotStarted(_) | ChildEnd::Gone | ChildEnd::NotSmtp | ChildEnd::LostStep)
+            Self::Child(
+                ChildEnd::NotStarted(_)
+                | ChildEnd::Differs(_)
+                | ChildEnd::Gone
+                | ChildEnd::NotSmtp
+                | ChildEnd::LostStep,
+            )
             | Self::System(_) => Some(Ours::NOT_AVAILABLE),
             Self::Backend(BackendEnd::Gone | BackendEnd::Unasked | BackendEnd::Tls(_)) | Self::Handover(_) => {
                 Some(Ours::NOT_AVAILABLE)
@@ -114,7 +124,7 @@ impl EndReason {
             Self::Timeout(_) => Some(Ours::TIMEOUT),
             Self::Over
             | Self::Client(ClientEnd::Gone | ClientEnd::BrokeOff)
-            | Self::Child(ChildEnd::InsideReply | ChildEnd::Killed(_))
+            | Self::Child(ChildEnd::InsideReply | ChildEnd::BrokeOff | ChildEnd::Killed(_))
             | Self::Backend(BackendEnd::Truncated | BackendEnd::BrokeOff)
             | Self::Handshake(_)
             | Self::Tls(_)
@@ -172,6 +182,8 @@ impl fmt::Display for EndReason {
             Self::Client(ClientEnd::BadLines) => f.write_str("client sent too many bad lines"),
             Self::Client(ClientEnd::NotSmtp) => f.write_str("client spoke no SMTP"),
             Self::Child(ChildEnd::NotStarted(why)) => write!(f, "child not started: {why}"),
+            Self::Child(ChildEnd::Differs(how)) => write!(f, "child is not what was learned of it: {how}"),
+            Self::Child(ChildEnd::BrokeOff) => f.write_str("child broke off"),
             Self::Child(ChildEnd::Gone) => f.write_str("child closed"),
             Self::Child(ChildEnd::InsideReply) => f.write_str("child closed inside a reply"),
             Self::Child(ChildEnd::NotSmtp) => f.write_str("child spoke no SMTP"),

@@ -34,6 +34,8 @@ impl Session {
             }
             Phase::Gate => self.hear(octets, None, now),
             Phase::Snoop
+            | Phase::Summon
+            | Phase::Brief
             | Phase::Dial
             | Phase::Start
             | Phase::Announce
@@ -121,6 +123,7 @@ impl Session {
         self.dialogue = Dialogue::only_when_asked();
         self.snooper = Snooper::default();
         self.replay = None;
+        self.stand_in = None;
         self.to_child.clear();
     }
 
@@ -160,12 +163,14 @@ impl Session {
                 self.timers.restart(now);
                 self.take_commands(now);
             }
+            Phase::Brief => self.begin_briefing(now),
             Phase::Dial
             | Phase::SecureBackend
             | Phase::Start
             | Phase::Tell
             | Phase::Replay
             | Phase::Snoop
+            | Phase::Summon
             | Phase::Commit
             | Phase::Announce
             | Phase::SecureClient

@@ -5,7 +5,9 @@
 //!
 //! | phase | the owner |
 //! |---|---|
-//! | `Snoop` | reads client and child while `*_room` says so; closes the child's stdin when [`Session::wants_child_eof`] |
+//! | `Snoop` | reads client and child, where there is one, while `*_room` says so; closes the child's stdin when [`Session::wants_child_eof`] |
+//! | `Summon` | starts or reaches the plaintext server: `handle_summoned` or `handle_end`; still reads the client |
+//! | `Brief` | reads the child (`handle_child`) and the client |
 //! | `Dial` | reaches the backend: `handle_dialled` or `handle_handover_failed`; still reads the client, never the child |
 //! | `SecureBackend` | TLS with the backend: `handle_backend_secured` or `handle_handover_failed` |
 //! | `Start` | starts a fresh child: `handle_started` or `handle_handover_failed` |
@@ -28,11 +30,13 @@ mod commands;
 mod dialogue;
 mod end;
 mod handover;
+pub mod learned;
 pub mod limits;
 mod phase;
 pub mod policy;
 pub mod replay;
 mod snoop;
+mod stand_in;
 mod timeout;
 mod timers;
 pub mod transcript;
@@ -51,6 +55,7 @@ use crate::smtp::ehlo::Edit;
 
 use dialogue::Dialogue;
 use snoop::Snooper;
+pub use stand_in::StandIn;
 use timers::{RelayEnd, Timers};
 use transcript::Transcript;
 
@@ -80,6 +85,7 @@ pub struct Session {
     snooper: Snooper,
     transcript: Transcript,
     replay: Option<replay::Run>,
+    stand_in: Option<StandIn>,
     timers: Timers,
     notes: Vec<Note>,
     noted: Vec<Note>,
@@ -98,8 +104,30 @@ impl Session {
     /// A session that begins now: the child has been started and its greeting is awaited.
     #[must_use]
     pub fn new(policy: Arc<Policy>, now: Instant) -> Self {
-        let transcript = Transcript::told(policy.replay, &policy.told);
         let phase = Phase::first(policy.way);
+        Self::in_phase(phase, policy, now)
+    }
+
+    /// A session that begins now, its plaintext server not there yet: the first thing is to summon it.
+    #[must_use]
+    pub fn summoning(policy: Arc<Policy>, now: Instant) -> Self {
+        let mut session = Self::in_phase(Phase::Summon, policy, now);
+        session.dialogue = Dialogue::with_greeting();
+        session
+    }
+
+    /// A session that begins now, its plaintext server being put off until it is needed.
+    #[must_use]
+    pub fn lazily(policy: Arc<Policy>, mut stand_in: StandIn, now: Instant) -> Self {
+        let mut session = Self::in_phase(Phase::Snoop, policy, now);
+        session.dialogue = Dialogue::default();
+        stand_in.greet(&mut session.to_client);
+        session.stand_in = Some(stand_in);
+        session
+    }
+
+    fn in_phase(phase: Phase, policy: Arc<Policy>, now: Instant) -> Self {
+        let transcript = Transcript::told(policy.replay, &policy.told);
         let dialogue = if phase == Phase::Snoop { Dialogue::with_greeting() } else { Dialogue::only_when_asked() };
         let mut session = Self {
             policy,
@@ -110,6 +138,7 @@ impl Session {
             snooper: Snooper::default(),
             transcript,
             replay: None,
+            stand_in: None,
             timers: Timers::new(now),
             notes: Vec::new(),
             noted: Vec::new(),
@@ -159,7 +188,7 @@ impl Session {
         match self.phase {
             Phase::Snoop if self.to_child.len() > limits::TO_SERVER || self.to_client.len() > limits::TO_CLIENT => 0,
             Phase::Gate if self.to_backend.len() > limits::TO_SERVER || self.to_client.len() > limits::TO_CLIENT => 0,
-            Phase::Snoop | Phase::Gate => self.dialogue.lines.room(),
+            Phase::Snoop | Phase::Summon | Phase::Brief | Phase::Gate => self.dialogue.lines.room(),
             // One octet is one too many here, and all that is wanted.
             _ if self.is_handover() => 1,
             _ if self.is_inside() => self.dialogue.lines.room(),
@@ -187,7 +216,7 @@ impl Session {
     /// Whether the child may be read now.
     #[must_use]
     pub fn wants_child(&self) -> bool {
-        self.phase == Phase::Snoop && self.to_client.len() <= limits::TO_CLIENT
+        matches!(self.phase, Phase::Snoop | Phase::Brief) && self.to_client.len() <= limits::TO_CLIENT
     }
 
     /// Whether the backend's plaintext may be handed over now.
@@ -197,6 +226,8 @@ impl Session {
             Phase::Greeting | Phase::Replay => true,
             Phase::Gate => self.to_client.len() <= limits::TO_CLIENT,
             Phase::Snoop
+            | Phase::Summon
+            | Phase::Brief
             | Phase::Dial
             | Phase::SecureBackend
             | Phase::Start
@@ -228,6 +259,7 @@ impl Session {
                 self.finish(EndReason::Client(ClientEnd::BytesAfterStarttls), now);
             }
             // It need not wait for the server.
+            Phase::Summon | Phase::Brief => self.dialogue.lines.push(octets),
             _ if self.is_inside() => self.dialogue.lines.push(octets),
             Phase::Dial
             | Phase::SecureBackend
@@ -252,6 +284,7 @@ impl Session {
         match self.phase {
             Phase::Snoop | Phase::Gate => self.take_commands(now),
             // What it has said is answered first.
+            Phase::Summon | Phase::Brief => {}
             _ if self.is_inside() => {}
             Phase::Dial
             | Phase::SecureBackend
@@ -266,16 +299,21 @@ impl Session {
         }
     }
 
-    /// The child said `octets`. Only in `Snoop`.
+    /// The child said `octets`. Only in `Snoop` and `Brief`.
     pub fn handle_child(&mut self, octets: &[u8], now: Instant) {
+        if self.phase == Phase::Brief {
+            return self.brief(octets, now);
+        }
         let edit = Edit { offer_starttls: self.policy.offer_tls, hide_auth: self.policy.require_tls };
         self.hear(octets, Some(edit), now);
     }
 
-    /// The child closed its stdout. Only in `Snoop`.
+    /// The child closed its stdout. Only in `Snoop` and `Brief`.
     pub fn handle_child_eof(&mut self, now: Instant) {
         let announced = self.dialogue.last_code().is_some_and(|c| c.is(b"221") || c.is(b"421"));
-        let reason = if !self.dialogue.may_speak() {
+        let reason = if self.phase == Phase::Brief {
+            EndReason::Child(ChildEnd::Differs("it closed".to_owned()))
+        } else if !self.dialogue.may_speak() {
             EndReason::Child(ChildEnd::InsideReply)
         } else if announced {
             EndReason::Over
@@ -352,6 +390,8 @@ impl Session {
         }
         let between = match self.phase {
             Phase::Snoop
+            | Phase::Summon
+            | Phase::Brief
             | Phase::Dial
             | Phase::SecureBackend
             | Phase::Start

@@ -16,6 +16,12 @@
 //! list and nothing else here. What stands in it before `Announce` is the hand-over, in which a failure is a 454; what stands
 //! behind `SecureClient` is done inside the client's TLS, where a failure is a 421 (or nothing, if the client has heard more) and
 //! the end. What a step is done with (a socket, the child's pipes) is the engine's.
+//! A plaintext server that is not there from the start is come to by a detour, the same for all ways:
+//!
+//! ```text
+//! Snoop --what nobody else can answer--> Summon --> Brief --> Snoop (the same line again)
+//! ```
+//!
 //! Rejected: questions about the way in each phase. Each would be a place where two ways can be confused.
 //!
 //! A phase says what is being done; what it is done with lives beside it in the session. `after` takes the old phase by
@@ -28,6 +34,10 @@ use super::way::Way;
 pub enum Phase {
     /// Client and child talk through us; we look for STARTTLS.
     Snoop,
+    /// The plaintext server is being started, or connected to. The client may talk on, unanswered.
+    Summon,
+    /// A plaintext server that others have answered for so far greets us, and is told what they were told.
+    Brief,
     /// The server behind TLS is being reached: its connection is made, or the child is taken over. The child waits unread.
     Dial,
     /// The TLS handshake with the backend.
@@ -59,6 +69,12 @@ pub enum Phase {
 /// What moves a session on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
+    /// The plaintext server itself is needed.
+    Wanted,
+    /// It runs, or its connection stands.
+    Summoned,
+    /// It knows what it must.
+    Briefed,
     /// The point by which STARTTLS must have come.
     Cutoff,
     /// STARTTLS in its turn, with nothing behind it.
@@ -91,8 +107,10 @@ pub enum Cause {
 
 impl Phase {
     /// All phases, in the order of a session that uses TLS.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Snoop,
+        Self::Summon,
+        Self::Brief,
         Self::Dial,
         Self::SecureBackend,
         Self::Start,
@@ -145,7 +163,14 @@ impl Phase {
         let done = |step: Self| if self == step { step.next(way) } else { None };
         match cause {
             Cause::Ended => Some(Self::Close),
-            Cause::Cutoff | Cause::Starttls if self != Self::Snoop || Self::first(way) != Self::Snoop => None,
+            Cause::Cutoff | Cause::Starttls | Cause::Wanted
+                if self != Self::Snoop || Self::first(way) != Self::Snoop =>
+            {
+                None
+            }
+            Cause::Wanted => Some(Self::Summon),
+            Cause::Summoned => (self == Self::Summon).then_some(Self::Brief),
+            Cause::Briefed => (self == Self::Brief).then_some(Self::Snoop),
             Cause::Cutoff => Some(Self::RelayPlain),
             Cause::Starttls => Self::steps(way).first().copied(),
             Cause::Dialled => done(Self::Dial),
@@ -191,6 +216,8 @@ impl Phase {
     pub fn name(self) -> &'static str {
         match self {
             Self::Snoop => "snoop",
+            Self::Summon => "summon",
+            Self::Brief => "brief",
             Self::Dial => "dial",
             Self::SecureBackend => "backend handshake",
             Self::Start => "start",
@@ -211,7 +238,10 @@ impl Phase {
 mod tests {
     use super::*;
 
-    const CAUSES: [Cause; 14] = [
+    const CAUSES: [Cause; 17] = [
+        Cause::Wanted,
+        Cause::Summoned,
+        Cause::Briefed,
         Cause::Cutoff,
         Cause::Starttls,
         Cause::Dialled,
@@ -229,7 +259,10 @@ mod tests {
     ];
 
     /// The diagram above, arrow by arrow, but for the ones into `Close`, which start everywhere.
-    const ARROWS: [(Phase, Cause, Phase); 17] = [
+    const ARROWS: [(Phase, Cause, Phase); 20] = [
+        (Phase::Snoop, Cause::Wanted, Phase::Summon),
+        (Phase::Summon, Cause::Summoned, Phase::Brief),
+        (Phase::Brief, Cause::Briefed, Phase::Snoop),
         (Phase::Snoop, Cause::Cutoff, Phase::RelayPlain),
         (Phase::Snoop, Cause::Starttls, Phase::Dial),
         (Phase::Dial, Cause::Dialled, Phase::SecureBackend),
@@ -343,6 +376,7 @@ mod tests {
         (
             Way::Mute,
             &[
+                (Phase::Snoop, Cause::Wanted, None),
                 (Phase::Snoop, Cause::Cutoff, None),
                 (Phase::Snoop, Cause::Starttls, None),
                 (Phase::Dial, Cause::Dialled, None),

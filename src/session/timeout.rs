@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::Session;
-use super::end::{ClientEnd, EndReason, PolicyEnd};
+use super::end::{ChildEnd, ClientEnd, EndReason, PolicyEnd};
 use super::phase::Phase;
 use super::timers::RelayEnd;
 
@@ -37,6 +37,8 @@ impl Session {
             }
         }
         match self.phase {
+            Phase::Summon => self.finish(EndReason::Child(ChildEnd::NotStarted("time-out".to_owned())), now),
+            Phase::Brief => self.finish(EndReason::Child(ChildEnd::Differs("time-out".to_owned())), now),
             phase if phase.is_reaching() => self.handle_handover_failed("time-out".to_owned(), now),
             phase @ (Phase::RelayPlain | Phase::RelayTls) => {
                 let reason = match self.timers.relay_end() {

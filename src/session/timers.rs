@@ -88,9 +88,9 @@ impl Timers {
                 let cutoff = cutoff.map(|after| self.started + after);
                 [unknown, cutoff].into_iter().flatten().fold(dialogue, Instant::min)
             }
-            Phase::Dial | Phase::Start | Phase::Tell => self.entered + timeouts.dial,
+            Phase::Summon | Phase::Dial | Phase::Start | Phase::Tell => self.entered + timeouts.dial,
             Phase::SecureBackend => self.entered + timeouts.backend_handshake,
-            Phase::Greeting => self.entered + timeouts.greeting,
+            Phase::Brief | Phase::Greeting => self.entered + timeouts.greeting,
             Phase::Replay => self.entered + timeouts.replay,
             Phase::Commit | Phase::Announce | Phase::SecureClient => self.entered + timeouts.handshake,
             Phase::Gate => dialogue,
@@ -153,6 +153,8 @@ mod tests {
             ..Timeouts::default()
         };
         let phases = [
+            (Phase::Summon, own.dial),
+            (Phase::Brief, own.greeting),
             (Phase::Dial, own.dial),
             (Phase::Start, own.dial),
             (Phase::Tell, own.dial),

@@ -41,6 +41,12 @@ impl Entry {
             is_hello: false,
         }
     }
+
+    /// A line, with CRLF, that somebody else has answered with 2yz.
+    #[must_use]
+    pub fn answered_elsewhere(line: Vec<u8>) -> Self {
+        Self { line, is_ehlo: false, is_reset: false, accepted: true, number: NONE, is_hello: true }
+    }
 }
 
 /// The record. Entries get their number when the command is sent and their outcome when the child answers.

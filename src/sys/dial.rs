@@ -72,7 +72,8 @@ pub struct Resolver {
 
 impl Target {
     /// The addresses that need no resolver.
-    pub(super) fn literal(&self) -> Option<Vec<Address>> {
+    #[must_use]
+    pub fn literal(&self) -> Option<Vec<Address>> {
         let (host, port) = match &self.place {
             Place::Tcp(host, port) => (host, *port),
             Place::Unix(path) => return Some(vec![Address::Unix(path.clone())]),

@@ -44,7 +44,7 @@ pub struct Needs {
     /// Whom we may signal.
     pub children: Vec<Pid>,
     /// Whom we may dial.
-    pub target: Option<Target>,
+    pub targets: Vec<Target>,
     /// What we may read, files and all beneath folders.
     pub files: Vec<PathBuf>,
     /// Whether we accept connections, and have a spawner start PROGs.
@@ -138,7 +138,7 @@ fn restrict(needs: &Needs) -> io::Result<u32> {
     let ruleset = raw::landlock_ruleset(&raw::Handled { files, network, scoped })?;
     let mut readable: Vec<PathBuf> = needs.files.clone();
     let mut ports = Vec::new();
-    if let Some(target) = &needs.target {
+    for target in &needs.targets {
         if let Place::Tcp(_, port) = target.place {
             ports.push(port);
         }
@@ -165,8 +165,8 @@ const DNS: u16 = 53;
 
 /// The system calls of the table above, and what becomes of each.
 fn calls(needs: &Needs) -> Vec<(libc::c_long, Rule)> {
-    let target = needs.target.as_ref();
-    let is_named = target.is_some_and(is_named);
+    let targets = &needs.targets;
+    let is_named = targets.iter().any(is_named);
     let mut calls = Vec::with_capacity(128);
     let mut all =
         |numbers: &[libc::c_long], rule: &Rule| calls.extend(numbers.iter().map(|&number| (number, rule.clone())));
@@ -188,19 +188,21 @@ fn calls(needs: &Needs) -> Vec<(libc::c_long, Rule)> {
         #[cfg(target_arch = "x86_64")]
         all(&[libc::SYS_open], &without(1, WRITING, Otherwise::Refuse));
     }
-    if let Some(target) = target {
-        let (families, mut types) = match target.place {
-            Place::Tcp(..) => (&[libc::AF_INET, libc::AF_INET6][..], vec![libc::SOCK_STREAM]),
-            Place::Unix(_) => (&[libc::AF_UNIX][..], vec![libc::SOCK_STREAM]),
-        };
-        if is_named {
-            types.push(libc::SOCK_DGRAM);
+    if !targets.is_empty() {
+        let is_unix = |target: &Target| matches!(target.place, Place::Unix(_));
+        let mut families = Vec::new();
+        if !targets.iter().all(is_unix) {
+            families.extend([libc::AF_INET, libc::AF_INET6]);
         }
+        if targets.iter().any(is_unix) {
+            families.push(libc::AF_UNIX);
+        }
+        let types = if is_named { &[libc::SOCK_STREAM, libc::SOCK_DGRAM][..] } else { &[libc::SOCK_STREAM] };
         // Protocol 0 is TCP, or UDP. MPTCP and SCTP would be streams whose ports Landlock does not know.
-        let socket = [test(0, u32::MAX, families), test(1, 0xf, &types), test(2, u32::MAX, &[0, libc::IPPROTO_UDP])];
+        let socket = [test(0, u32::MAX, &families), test(1, 0xf, types), test(2, u32::MAX, &[0, libc::IPPROTO_UDP])];
         all(&[libc::SYS_socket], &Rule::If(socket.into(), Otherwise::Refuse));
         all(&[libc::SYS_connect], &Rule::Allow);
-        if target.source.is_some() || is_named {
+        if targets.iter().any(|target| target.source.is_some()) || is_named {
             all(&[libc::SYS_bind], &Rule::Allow);
         }
     }
@@ -361,14 +363,14 @@ mod tests {
 
     #[test]
     fn each_call_has_one_rule() {
-        let tcp =
-            |host: &str| Some(Target { place: Place::Tcp(host.to_owned(), 465), source: None, loopback_only: false });
-        let unix = Some(Target { place: Place::Unix("/s".into()), source: None, loopback_only: false });
-        for target in [None, tcp("127.0.0.1"), tcp("mx.example"), unix] {
+        let tcp = |host: &str| Target { place: Place::Tcp(host.to_owned(), 465), source: None, loopback_only: false };
+        let unix = Target { place: Place::Unix("/s".into()), source: None, loopback_only: false };
+        let all = [vec![], vec![tcp("127.0.0.1")], vec![tcp("mx.example")], vec![unix.clone()], vec![tcp("::1"), unix]];
+        for targets in all {
             for listens in [false, true] {
                 let needs = Needs {
                     children: vec![Pid::INIT; 2],
-                    target: target.clone(),
+                    targets: targets.clone(),
                     files: vec!["/etc/ssl".into()],
                     listens,
                 };

@@ -16,12 +16,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [host, port, file, deed, object] = &arguments[..] else { return Err("HOST PORT FILE DEED OBJECT".into()) };
     let place = Place::Tcp(host.clone(), port.parse()?);
     let target = (host != "keep").then_some(Target { place, source: None, loopback_only: false });
+    let targets = target.into_iter().collect();
     let files = if file.is_empty() { Vec::new() } else { vec![file.into()] };
     // It ends with us, however that is, and holds nothing of ours open.
     let mut child =
         Command::new("/bin/cat").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     privileges::harden()?;
-    let needs = Needs { children: vec![Pid::from_child(&child)], target, files, ..Needs::default() };
+    let needs = Needs { children: vec![Pid::from_child(&child)], targets, files, ..Needs::default() };
     let confined = confine(&needs);
     if confined != Confined::Wholly {
         println!("{confined:?}");

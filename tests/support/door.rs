@@ -149,6 +149,10 @@ impl Door {
         command.args(start.options);
         if let Some(address) = &address {
             command.args(["--workers", "1", "--listen", &address.to_string()]);
+            if !start.options.iter().any(|option| option.starts_with("--lazy")) {
+                // A puppet says nothing by itself.
+                command.arg("--lazy=no");
+            }
         }
         if start.certificate && start.way.ends_tls() {
             fs::write(path("cert.pem"), &certificate.certificate_pem).unwrap();

@@ -379,6 +379,7 @@ impl Owner {
                 }
                 Backend::NoHandshake | Backend::Refused => {}
             },
+            Phase::Summon => self.session.handle_summoned(self.now),
             Phase::Start => self.session.handle_started(self.now),
             Phase::Tell => self.session.handle_told(self.now),
             Phase::Commit | Phase::Announce if self.dial_waits || !self.is_written() => {}
@@ -395,7 +396,13 @@ impl Owner {
                 self.close();
                 return true;
             }
-            Phase::Greeting | Phase::Replay | Phase::SecureClient | Phase::Gate | Phase::Close | Phase::Snoop => {}
+            Phase::Brief
+            | Phase::Greeting
+            | Phase::Replay
+            | Phase::SecureClient
+            | Phase::Gate
+            | Phase::Close
+            | Phase::Snoop => {}
         }
         self.session.phase() != before
     }

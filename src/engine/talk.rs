@@ -1,13 +1,14 @@
-//! A dialogue with one server, over whatever leads to it: one command, one whole reply, and every wait has an end.
+//! A dialogue with one server that needs no loop, over whatever leads to it: one command, one whole reply, and every wait has an end.
 //!
-//! Contract: a reply is held up to the session's own limit ([`limits::BACKEND_REPLY`]); errors are a phrase for the table, what the
+//! Contract: a reply is held up to the session's own limit ([`limits::BACKEND_REPLY`]); errors are a phrase for a reader, what the
 //! server said in it escaped and cut.
 
 use core::fmt;
 use std::time::{Duration, Instant};
 
+use super::backend::Backend;
+use super::bridge::{Received, Trouble};
 use crate::buffer::Buffer;
-use crate::engine::{Backend, Received, Trouble};
 use crate::logging::escape;
 use crate::session::limits;
 use crate::session::replay::{Progress, Run};
@@ -19,25 +20,30 @@ const QUOTED: usize = 100;
 
 /// One whole reply.
 #[derive(Debug)]
-pub(super) struct Reply {
+pub(crate) struct Reply {
     /// Of its last line.
-    pub(super) code: Code,
+    pub(crate) code: Code,
     octets: Vec<u8>,
 }
 
 impl Reply {
+    /// As it came.
+    pub(crate) fn octets(&self) -> &[u8] {
+        &self.octets
+    }
+
     /// 2yz.
-    pub(super) fn is_good(&self) -> bool {
+    pub(crate) fn is_good(&self) -> bool {
         self.code.class() == b'2'
     }
 
     /// Whether this reply to EHLO offers a keyword.
-    pub(super) fn offers(&self, keyword: &str) -> bool {
+    pub(crate) fn offers(&self, keyword: &str) -> bool {
         ehlo::offers(&self.octets, keyword)
     }
 
     /// The subject of its enhanced code (RFC 3463): 1 an address, 7 a permission; if it has one.
-    pub(super) fn subject(&self) -> Option<&[u8]> {
+    pub(crate) fn subject(&self) -> Option<&[u8]> {
         let word = self.lines().last()?.split(|octet| *octet == b' ').next()?;
         let mut parts = word.split(|octet| *octet == b'.');
         let (class, subject, detail) = (parts.next()?, parts.next()?, parts.next()?);
@@ -51,7 +57,7 @@ impl Reply {
     }
 
     /// What this reply to EHLO offers, as one line.
-    pub(super) fn offered(&self) -> String {
+    pub(crate) fn offered(&self) -> String {
         let offers: Vec<&[u8]> = self.lines().skip(1).filter(|line| !line.is_empty()).collect();
         if offers.is_empty() {
             "no extensions".to_owned()
@@ -61,7 +67,7 @@ impl Reply {
     }
 
     /// The name that a greeting, or a reply to EHLO, begins with.
-    pub(super) fn name(&self) -> Option<&str> {
+    pub(crate) fn name(&self) -> Option<&str> {
         let word = self.lines().next()?.split(|octet| *octet == b' ').next()?;
         core::str::from_utf8(word).ok().filter(|name| !name.is_empty())
     }
@@ -77,30 +83,30 @@ impl fmt::Display for Reply {
 }
 
 /// What came of a greeting and a replay: all replies, and what was wrong.
-pub(super) struct Replayed {
-    pub(super) replies: Vec<Reply>,
-    pub(super) verdict: Result<(), String>,
+pub(crate) struct Replayed {
+    pub(crate) replies: Vec<Reply>,
+    pub(crate) verdict: Result<(), String>,
 }
 
 /// A server that is being spoken to.
-pub(super) struct Talk {
+pub(crate) struct Talk {
     backend: Backend,
     /// What it has said and nobody has taken.
     heard: Vec<u8>,
 }
 
 impl Talk {
-    pub(super) fn new(backend: Backend) -> Self {
+    pub(crate) fn new(backend: Backend) -> Self {
         Self { backend, heard: Vec::new() }
     }
 
     /// The connection, for what it knows.
-    pub(super) fn backend(&self) -> &Backend {
+    pub(crate) fn backend(&self) -> &Backend {
         &self.backend
     }
 
     /// Has its TLS stand, where there is any.
-    pub(super) fn secure(&mut self, patience: Duration) -> Result<(), String> {
+    pub(crate) fn secure(&mut self, patience: Duration) -> Result<(), String> {
         let due = Instant::now() + patience;
         while !self.backend.is_secure() {
             self.hear_more(due)?;
@@ -109,7 +115,7 @@ impl Talk {
     }
 
     /// The next whole reply.
-    pub(super) fn hear(&mut self, patience: Duration) -> Result<Reply, String> {
+    pub(crate) fn hear(&mut self, patience: Duration) -> Result<Reply, String> {
         let due = Instant::now() + patience;
         let (mut scanner, mut at) = (Scanner::default(), 0);
         loop {
@@ -133,7 +139,7 @@ impl Talk {
     }
 
     /// Says a line, without its line end; its reply.
-    pub(super) fn ask(&mut self, line: &str, patience: Duration) -> Result<Reply, String> {
+    pub(crate) fn ask(&mut self, line: &str, patience: Duration) -> Result<Reply, String> {
         if !self.heard.is_empty() {
             return Err(format!("it spoke unasked: {}", quoted(&self.heard)));
         }
@@ -142,7 +148,7 @@ impl Talk {
     }
 
     /// The session's own replay: greeting and steps, judged as a session does.
-    pub(super) fn replay(&mut self, mut run: Run, greeting: Duration, replay: Duration) -> Replayed {
+    pub(crate) fn replay(&mut self, mut run: Run, greeting: Duration, replay: Duration) -> Replayed {
         let (mut all, mut told) = (Vec::new(), Buffer::default());
         let mut due = Instant::now() + greeting;
         let verdict = loop {
@@ -166,12 +172,12 @@ impl Talk {
     }
 
     /// Tells it that no more will come.
-    pub(super) fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         self.backend.close();
     }
 
     /// Says a line, without its line end.
-    pub(super) fn say(&mut self, line: &str) -> Result<(), String> {
+    pub(crate) fn say(&mut self, line: &str) -> Result<(), String> {
         self.backend.send(format!("{line}\r\n").as_bytes()).map_err(|error| error.to_string())
     }
 

@@ -1,0 +1,320 @@
+//! Learning what the plaintext server says, so that a listener can put it off: one probing session at the start, a second one soon
+//! after it, then one every few minutes, and one at once when a session has met another server than was learned of.
+//!
+//! The second probe is what finds a greeting that tells the time: from two that differ nothing is learned, and each client has a server of
+//! its own from the start. A server that does not answer later leaves what is learned in force: its clients are told 421 when they want more.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use log::{debug, info, warn};
+use mio::Token;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+use crate::engine::Backend;
+use crate::engine::talk::Talk;
+use crate::session::learned::{Asked, Heard, Learned, Prober as Name};
+use crate::session::policy::Timeouts;
+use crate::sys::child::Child;
+use crate::sys::dial::{self, Target};
+use crate::sys::end::End;
+use crate::sys::spawner::Spawner;
+
+use super::worker::variables;
+
+/// The two that every probe is one of: TEST-NET-1 and TEST-NET-2 (RFC 5737), names that nobody has (RFC 6761 6.4).
+const NAMES: [(&str, Ipv4Addr); 2] = [
+    ("probe-one.starttls-wrapper.invalid", Ipv4Addr::new(192, 0, 2, 25)),
+    ("probe-two.starttls-wrapper.invalid", Ipv4Addr::new(198, 51, 100, 25)),
+];
+
+/// From the first probe to the second. More than the second that a clock in a greeting counts.
+pub(super) const SECOND: Duration = Duration::from_millis(1100);
+
+/// From one probe to the next where nothing is wrong.
+const NEXT: Duration = Duration::from_secs(300);
+
+/// From one that failed to the next, and at least between any two.
+const AGAIN: Duration = Duration::from_secs(10);
+const AT_LEAST: Duration = Duration::from_secs(1);
+
+/// A failure that goes on is told so often.
+const TOLD: Duration = Duration::from_secs(60);
+
+/// What is learned, for all loops.
+#[derive(Debug)]
+pub(super) struct Shared {
+    learned: Mutex<Option<Arc<Learned>>>,
+    /// Readable when a session has doubted it.
+    doubted: OwnedFd,
+}
+
+impl Shared {
+    /// Nothing yet.
+    pub(super) fn new() -> io::Result<Self> {
+        let doubted = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { learned: Mutex::new(None), doubted })
+    }
+
+    /// What is learned at present.
+    pub(super) fn get(&self) -> Option<Arc<Learned>> {
+        self.learned.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, learned: Option<Learned>) {
+        *self.learned.lock().unwrap_or_else(PoisonError::into_inner) = learned.map(Arc::new);
+    }
+
+    /// A session has met another server.
+    pub(super) fn doubt(&self) {
+        // It can't be full.
+        let _ = rustix::io::write(&self.doubted, &1_u64.to_ne_bytes());
+    }
+
+    fn take_doubt(&self) -> bool {
+        rustix::io::read(&self.doubted, &mut [0; 8]).is_ok()
+    }
+}
+
+impl AsFd for Shared {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.doubted.as_fd()
+    }
+}
+
+/// Where the server is.
+#[derive(Debug)]
+pub(super) enum Server {
+    /// PROG, called so in the log.
+    Started(Spawner, String),
+    /// A daemon.
+    Daemon(Target),
+}
+
+/// How far it is certain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Certainty {
+    /// One probe.
+    Once,
+    /// Two that agree.
+    Twice,
+    /// Two that do not: nothing more is asked.
+    Never,
+}
+
+/// Whoever probes.
+#[derive(Debug)]
+pub(super) struct Prober {
+    server: Server,
+    times: Timeouts,
+    shared: Arc<Shared>,
+    certainty: Certainty,
+    count: usize,
+    last: Instant,
+    due: Instant,
+    told: Option<Instant>,
+}
+
+impl Prober {
+    /// The first probe.
+    ///
+    /// # Errors
+    /// Nothing can be learned: what is wrong with the server.
+    pub(super) fn begin(server: Server, times: Timeouts, shared: Arc<Shared>) -> Result<Self, String> {
+        let now = Instant::now();
+        let mut prober = Self {
+            server,
+            times,
+            shared,
+            certainty: Certainty::Once,
+            count: 0,
+            last: now,
+            due: now + SECOND,
+            told: None,
+        };
+        let learned = prober.learn().map_err(|why| format!("{}: {why}", prober.server.name()))?;
+        prober.shared.set(Some(learned));
+        prober.due = Instant::now() + SECOND;
+        Ok(prober)
+    }
+
+    /// How long until the next probe; `None`: there will be none.
+    pub(super) fn wait(&self) -> Option<Duration> {
+        (self.certainty != Certainty::Never).then(|| self.due.saturating_duration_since(Instant::now()))
+    }
+
+    /// Probes if it is time to, or if somebody doubts.
+    pub(super) fn tend(&mut self) {
+        if self.certainty == Certainty::Never {
+            return;
+        }
+        if self.shared.take_doubt() {
+            self.due = self.due.min(self.last + AT_LEAST);
+        }
+        if Instant::now() < self.due {
+            return;
+        }
+        let outcome = self.probe();
+        let now = Instant::now();
+        self.last = now;
+        let (heard, name) = match outcome {
+            Ok(heard) => heard,
+            Err(why) => {
+                self.due = now + AGAIN;
+                return self.say_unreached(&why, now);
+            }
+        };
+        self.told = None;
+        let known = self.shared.get();
+        match (known.as_ref().map(|learned| learned.agrees(&heard, name)), self.certainty) {
+            (Some(Ok(())), _) => {
+                if self.certainty == Certainty::Once {
+                    info!("{} is started when a client needs it, and not before", self.server.name());
+                }
+                self.certainty = Certainty::Twice;
+                self.due = now + NEXT;
+            }
+            (Some(Err(why)), Certainty::Once) => {
+                warn!("{}: {why}: every client gets one of its own from the start (--lazy is off)", self.server.name());
+                self.certainty = Certainty::Never;
+                self.shared.set(None);
+            }
+            (Some(Err(_)) | None, _) => match Learned::from_probe(&heard, name) {
+                Ok(learned) => {
+                    info!("{} has changed: learned anew", self.server.name());
+                    self.shared.set(Some(learned));
+                    self.certainty = Certainty::Once;
+                    self.due = now + SECOND;
+                }
+                Err(why) => {
+                    self.due = now + AGAIN;
+                    self.say_unreached(&why, now);
+                }
+            },
+        }
+    }
+
+    fn say_unreached(&mut self, why: &str, now: Instant) {
+        if self.told.is_none_or(|told| now >= told + TOLD) {
+            self.told = Some(now);
+            warn!("{}: {why}: who needs it hears 421", self.server.name());
+        }
+    }
+
+    fn learn(&mut self) -> Result<Learned, String> {
+        let (heard, name) = self.probe()?;
+        Learned::from_probe(&heard, name)
+    }
+
+    /// One probing session.
+    fn probe(&mut self) -> Result<(Heard, Name<'static>), String> {
+        let (name, address) = NAMES[self.count % NAMES.len()];
+        self.count += 1;
+        let patience = self.times.dial;
+        let heard = match &self.server {
+            Server::Started(spawner, _) => {
+                let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 25));
+                let asked = spawner.ask(variables([SocketAddr::from((address, 25)), local]));
+                asked.map_err(|error| format!("the spawner is lost: {error}"))?;
+                probe_child(answer(spawner, patience)?, name, self.times)?
+            }
+            Server::Daemon(target) => probe_daemon(target, name, self.times)?,
+        };
+        // A daemon sees us, for every client.
+        let address = matches!(self.server, Server::Started(..)).then_some(IpAddr::V4(address));
+        debug!("{} was probed", self.server.name());
+        Ok((heard, Name { name, address }))
+    }
+}
+
+impl Server {
+    fn name(&self) -> &dyn core::fmt::Display {
+        match self {
+            Self::Started(_, name) => name,
+            Self::Daemon(target) => &target.place,
+        }
+    }
+}
+
+fn answer(spawner: &Spawner, patience: Duration) -> Result<Child, String> {
+    let due = Instant::now() + patience;
+    loop {
+        match spawner.answer() {
+            Ok(Some(child)) => return child,
+            Ok(None) => {}
+            Err(error) => return Err(format!("the spawner is lost: {error}")),
+        }
+        let left = due.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err("it is not started in time".to_owned());
+        }
+        wait(spawner, PollFlags::IN, left).map_err(|error| error.to_string())?;
+    }
+}
+
+/// Probes a PROG that was started for it, and sees to its end.
+pub(super) fn probe_child(mut child: Child, name: &str, times: Timeouts) -> Result<Heard, String> {
+    let pipe = |end: Option<OwnedFd>| end.map(|end| End::pipe(end, Token(0))).transpose();
+    let ends = || Ok::<_, io::Error>((pipe(child.stdout.take())?, pipe(child.stdin.take())?));
+    let (from, to) = {
+        let mut ends = ends;
+        ends().map_err(|error| error.to_string())?
+    };
+    let from = from.ok_or("it has no stdout")?;
+    let mut talk = Talk::new(Backend::child(from, to));
+    let heard = hear(&mut talk, name, times);
+    talk.close();
+    if let Ok(exit) = child.exit_event() {
+        let _ = wait(&exit, PollFlags::IN, times.farewell);
+    }
+    // Who stays is killed when it is dropped.
+    let _ = child.try_reap();
+    heard
+}
+
+fn probe_daemon(target: &Target, name: &str, times: Timeouts) -> Result<Heard, String> {
+    let mut why = "it has no usable address".to_owned();
+    for address in target.usable(target.literal().unwrap_or_default()) {
+        let connected = target.begin(&address).and_then(|socket| {
+            wait(&socket, PollFlags::OUT, times.dial)?;
+            dial::finish(&socket).map(|()| socket)
+        });
+        match connected {
+            Ok(socket) => {
+                let mut talk = Talk::new(Backend::socket(End::socket(socket, Token(0))));
+                let heard = hear(&mut talk, name, times);
+                talk.close();
+                return heard;
+            }
+            Err(error) => why = format!("{address}: {error}"),
+        }
+    }
+    Err(why)
+}
+
+/// What it answers, command by command.
+fn hear(talk: &mut Talk, name: &str, times: Timeouts) -> Result<Heard, String> {
+    let mut heard = Heard::default();
+    for asked in Asked::ALL {
+        let reply = match asked.line(name) {
+            None => talk.hear(times.greeting)?,
+            Some(line) => talk.ask(&line, times.replay)?,
+        };
+        heard.note(asked, reply.octets());
+        if asked == Asked::Greeting && !reply.code.is(b"220") {
+            break;
+        }
+    }
+    Ok(heard)
+}
+
+fn wait(end: impl AsFd, wanted: PollFlags, patience: Duration) -> io::Result<()> {
+    let patience = Timespec::try_from(patience).unwrap_or_default();
+    match poll(&mut [PollFd::new(&end, wanted)], Some(&patience))? {
+        0 => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer")),
+        _ => Ok(()),
+    }
+}
