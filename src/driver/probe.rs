@@ -38,7 +38,7 @@ pub(super) const SECOND: Duration = Duration::from_millis(1100);
 const NEXT: Duration = Duration::from_secs(300);
 
 /// From one that failed to the next, and at least between any two.
-const AGAIN: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_secs(5);
 const AT_LEAST: Duration = Duration::from_secs(1);
 
 /// A failure that goes on is told so often.

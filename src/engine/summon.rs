@@ -31,7 +31,7 @@ pub enum Front {
 /// Where a plaintext server comes from.
 #[derive(Debug)]
 pub enum Source {
-    /// PROG is started by somebody else, who is told of the client's end and ours: [`Conn::asks`], [`Conn::hand_over`].
+    /// PROG is started by somebody else, who is told of the client's end and ours: [`super::Crowd::next_asking`].
     Asked([SocketAddr; 2]),
     /// PROG takes a place that was kept for it.
     Held(Holder),

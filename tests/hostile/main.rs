@@ -12,6 +12,7 @@ mod check;
 mod children;
 mod clients;
 mod faults;
+mod lazy;
 mod listener;
 mod mute;
 mod phases;

@@ -1,0 +1,294 @@
+//! A listener's plaintext server that is put off (`--lazy`), or is a daemon (`--plain`): who starts one and who does not, what a
+//! client hears when it is not what was learned, and that octets go through it whole.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::process::Command;
+use std::thread;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::door::{Door, Shape, Start, tls_client};
+use crate::stream::wait_until;
+use crate::wire::{End, PATIENCE};
+
+/// A server of few words. It greets with the file `greeting`, and writes down each client that it is started for.
+const SERVER: &str = r#"
+echo "$TCPREMOTEIP" >> "$1/started"
+. "$1/greeting"
+CR=$(printf '\r')
+while IFS= read -r line; do
+    line=${line%"$CR"}
+    echo "$line" >> "$1/heard"
+    case $line in
+        EHLO*) printf '250-mx hello %s [%s]\r\n250 SIZE 9\r\n' "${line#EHLO }" "$TCPREMOTEIP" ;;
+        QUIT) printf '221 bye\r\n'; exit ;;
+        *) printf '250 %s\r\n' "$line" ;;
+    esac
+done
+"#;
+
+const GREETING: &str = "printf '220 mx\\r\\n'";
+const CERTAIN: &str = "is started when a client needs it";
+
+/// A listener with [`SERVER`], and its folder.
+struct Stage {
+    door: Door,
+    folder: TempDir,
+}
+
+impl Stage {
+    fn new(greeting: &str, start: &Start<'_>) -> Self {
+        let folder = TempDir::new().unwrap();
+        fs::write(folder.path().join("greeting"), greeting).unwrap();
+        let place = folder.path().to_str().unwrap();
+        let program = ["/bin/sh", "-c", SERVER, "server", place];
+        let environment = [("PATH", "/usr/bin:/bin")];
+        let start = Start { program: Some(&program), environment: &environment, shape: Shape::Listener, ..*start };
+        Self { door: Door::open(&start), folder }
+    }
+
+    fn lines(&self, name: &str) -> Vec<String> {
+        let text = fs::read_to_string(self.folder.path().join(name)).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    fn says(&self, words: &str) {
+        assert!(
+            wait_until(PATIENCE, || self.door.said().contains(words)),
+            "{words:?} is not said: {}",
+            self.door.said()
+        );
+    }
+
+    fn talk(&mut self, talk: &[(&str, &str)]) {
+        let client = self.door.client.as_mut().unwrap();
+        for (line, reply) in talk {
+            client.send(line.as_bytes());
+            client.get(reply.as_bytes()).unwrap();
+        }
+    }
+}
+
+const LAZY: Start<'_> = Start { options: &["--lazy"], ..Start::USUAL };
+const EHLO: (&str, &str) =
+    ("EHLO c.example\r\n", "250-mx hello c.example [127.0.0.1]\r\n250-STARTTLS\r\n250 SIZE 9\r\n");
+
+#[test]
+fn who_wants_no_mail_starts_no_server() {
+    let mut stage = Stage::new(GREETING, &LAZY);
+    stage.says(CERTAIN);
+    for _ in 0..5 {
+        stage.door.connect();
+        stage.talk(&[
+            ("", "220 mx\r\n"),
+            EHLO,
+            ("NOOP\r\nRSET\r\n", "250 NOOP\r\n250 RSET\r\n"),
+            ("QUIT\r\n", "221 bye\r\n"),
+        ]);
+        assert_eq!(stage.door.client.as_mut().unwrap().get_end(), Ok(End::Clean));
+    }
+    assert_eq!(stage.lines("started"), ["192.0.2.25", "198.51.100.25"], "the probes");
+    stage.door.connect();
+    stage.talk(&[("", "220 mx\r\n"), EHLO, ("MAIL FROM:<a@b>\r\n", "250 MAIL FROM:<a@b>\r\n")]);
+    assert_eq!(stage.lines("started")[2..], ["127.0.0.1"]);
+    let heard = stage.lines("heard");
+    assert!(heard.ends_with(&["EHLO c.example".to_owned(), "MAIL FROM:<a@b>".to_owned()]), "{heard:?}");
+}
+
+#[test]
+fn starttls_starts_no_server_but_where_it_goes_on_behind() {
+    let mut stage = Stage::new(GREETING, &LAZY);
+    stage.says(CERTAIN);
+    stage.door.backend.listen();
+    stage.talk(&[("", "220 mx\r\n"), EHLO]);
+    stage.door.client.as_mut().unwrap().send(b"STARTTLS\r\n");
+    stage.door.backend.wire().unwrap().send(b"220 b\r\n");
+    stage.door.backend.wire().unwrap().get(b"EHLO c.example\r\n").unwrap();
+    stage.door.backend.wire().unwrap().send(b"250 b\r\n");
+    stage.talk(&[("", "220 2.0.0 Ready to start TLS\r\n")]);
+    stage.door.client.as_mut().unwrap().secure(tls_client()).unwrap();
+    assert_eq!(stage.lines("started").len(), 2);
+
+    let mut stage = Stage::new(GREETING, &Start { way: starttls_wrapper::session::Way::Keep, ..LAZY });
+    stage.says(CERTAIN);
+    stage.talk(&[("", "220 mx\r\n"), EHLO, ("STARTTLS\r\n", "220 2.0.0 Ready to start TLS\r\n")]);
+    stage.door.client.as_mut().unwrap().secure(tls_client()).unwrap();
+    stage.talk(&[("EHLO c\r\n", "250-mx hello c [127.0.0.1]\r\n250 SIZE 9\r\n"), ("QUIT\r\n", "221 bye\r\n")]);
+    assert_eq!(stage.lines("heard")[10..], ["EHLO c.example", "RSET", "EHLO c", "QUIT"]);
+}
+
+#[test]
+fn a_greeting_that_is_never_the_same_is_the_servers_own_to_say() {
+    let mut stage = Stage::new("printf '220 mx %s\\r\\n' \"$(date +%s)\"", &LAZY);
+    stage.says("its reply to greeting is not always the same: every client gets one of its own");
+    stage.door.connect();
+    assert!(wait_until(PATIENCE, || stage.lines("started").len() == 3), "{:?}", stage.lines("started"));
+}
+
+#[test]
+fn a_server_that_is_not_what_was_learned_is_421_and_learned_anew() {
+    let mut stage = Stage::new(GREETING, &LAZY);
+    stage.says(CERTAIN);
+    fs::write(stage.folder.path().join("greeting"), "printf '554 no\\r\\n'; exit").unwrap();
+    stage.talk(&[("", "220 mx\r\n"), EHLO, ("MAIL FROM:<a@b>\r\n", "421 4.3.0 Mail server not available\r\n")]);
+    stage.says("child is not what was learned of it: it greeted with 554");
+    stage.says("it greeted with 554: who needs it hears 421");
+    fs::write(stage.folder.path().join("greeting"), "printf '220 another\\r\\n'").unwrap();
+    stage.door.connect();
+    stage.talk(&[("", "220 mx\r\n"), ("MAIL FROM:<a@b>\r\n", "250 MAIL FROM:<a@b>\r\n")]);
+    stage.says("has changed: learned anew");
+    stage.door.connect();
+    stage.talk(&[("", "220 another\r\n"), EHLO]);
+}
+
+#[test]
+fn nothing_is_served_where_nothing_can_be_learned() {
+    let program = env!("CARGO_BIN_EXE_starttls-wrapper");
+    let base = ["--greeting-timeout", "1", "--listen", "127.87.0.1:2525", "--trusted-loopback", "127.0.0.1", "1"];
+    for (prog, why) in [
+        (&["/bin/sh", "-c", "printf '554 no\\r\\n'; read x"][..], "/bin/sh: it greeted with 554"),
+        (&["/bin/true"], "/bin/true: it closed"),
+        (&["/bin/sleep", "60"], "/bin/sleep: no answer in time"),
+        (&["/no/such/program"], "/no/such/program: "),
+    ] {
+        let out = Command::new(program).args(base).args(prog).env_clear().output().unwrap();
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(111), "{prog:?}: {stderr}");
+        assert!(stderr.contains("can't learn what the server says") && stderr.contains(why), "{prog:?}: {stderr}");
+        assert!(!stderr.contains("listening"), "{prog:?}: {stderr}");
+    }
+}
+
+/// A daemon that answers each command with itself, and behind DATA each octet, until the client closes. Returns what all have said.
+fn serve(mut client: impl Read + Write, is_relay: bool) -> Vec<u8> {
+    client.write_all(b"220 daemon\r\n").unwrap();
+    let (mut heard, mut line) = (Vec::new(), Vec::new());
+    let mut octets = [0; 65536];
+    while let Ok(count @ 1..) = client.read(&mut octets) {
+        heard.extend_from_slice(&octets[..count]);
+        if is_relay && heard.starts_with(b"DATA") {
+            if client.write_all(&octets[..count]).is_err() {
+                break;
+            }
+            continue;
+        }
+        for octet in &octets[..count] {
+            line.push(*octet);
+            if *octet == b'\n' {
+                let reply = if line.starts_with(b"QUIT") { &b"221 bye\r\n"[..] } else { b"250 daemon\r\n" };
+                client.write_all(reply).unwrap();
+                if line.starts_with(b"QUIT") {
+                    return heard;
+                }
+                line.clear();
+            }
+        }
+    }
+    heard
+}
+
+fn plain(place: &str, lazy: &str) -> Door {
+    let option = ["--plain", place, lazy];
+    Door::open(&Start { options: &option, program: Some(&[]), shape: Shape::Listener, ..Start::USUAL })
+}
+
+/// 8 MiB there and back, while both sides talk, then the client's end.
+fn pass_through(door: &mut Door, before: &[u8]) {
+    let client = door.client.as_mut().unwrap();
+    client.get(before).unwrap();
+    let data: Vec<u8> = b"DATA\r\n".iter().copied().chain((0..8_u32 << 18).flat_map(u32::to_le_bytes)).collect();
+    let sent = data.clone();
+    let mut twin = client.twin();
+    let sender = thread::spawn(move || {
+        twin.send(&sent);
+        twin.end();
+    });
+    let (back, end) = client.rest().unwrap();
+    sender.join().unwrap();
+    assert!(back == data, "{} of {} octets", back.len(), data.len());
+    assert_eq!(end, End::Clean);
+}
+
+#[test]
+fn a_daemon_takes_the_place_of_prog() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut door = plain(&format!("unix:{}", path.display()), "--lazy=no");
+    let server = thread::spawn(move || serve(listener.accept().unwrap().0, true));
+    pass_through(&mut door, b"220 daemon\r\n");
+    assert!(server.join().unwrap().starts_with(b"DATA"));
+    assert!(wait_until(PATIENCE, || door.said().contains(" end=\"over\" mode=plain")), "{}", door.said());
+    door.kill(Signal::TERM);
+    assert_eq!(door.code(), 0);
+}
+
+#[test]
+fn a_daemon_is_come_to_late_by_tcp_too_and_told_the_hello() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let place = listener.local_addr().unwrap().to_string();
+    let server = thread::spawn(move || -> Vec<Vec<u8>> {
+        (0..4).map(|number| serve(listener.accept().unwrap().0, number > 1)).collect()
+    });
+    let mut door = plain(&place, "--lazy");
+    assert!(wait_until(PATIENCE, || door.said().contains(CERTAIN)), "{}", door.said());
+    pass_through(&mut door, b"220 daemon\r\n");
+    door.connect();
+    let client = door.client.as_mut().unwrap();
+    client.send(b"EHLO c\r\nMAIL FROM:<a@b>\r\n");
+    client.get(b"220 daemon\r\n250-daemon\r\n250 STARTTLS\r\n250 daemon\r\n").unwrap();
+    client.send(b"QUIT\r\n");
+    client.get(b"221 bye\r\n").unwrap();
+    assert_eq!(client.get_end(), Ok(End::Clean));
+    let heard = server.join().unwrap();
+    assert_eq!(heard[3], b"EHLO c\r\nMAIL FROM:<a@b>\r\nQUIT\r\n");
+}
+
+#[test]
+fn a_daemon_that_is_gone_is_421_for_who_needs_it() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    let server = thread::spawn(move || (0..2).for_each(|_| drop(serve(listener.accept().unwrap().0, false))));
+    let mut door = plain(&format!("unix:{}", path.display()), "--lazy");
+    assert!(wait_until(PATIENCE, || door.said().contains(CERTAIN)), "{}", door.said());
+    server.join().unwrap();
+    let client = door.client.as_mut().unwrap();
+    client.send(b"NOOP\r\nMAIL FROM:<>\r\n");
+    client.get(b"220 daemon\r\n250 daemon\r\n421 4.3.0 Mail server not available\r\n").unwrap();
+    assert!(wait_until(PATIENCE, || door.said().contains("child not started: ")), "{}", door.said());
+    let listener = {
+        fs::remove_file(&path).unwrap();
+        UnixListener::bind(&path).unwrap()
+    };
+    let server = thread::spawn(move || serve(listener.accept().unwrap().0, false));
+    door.connect();
+    let client = door.client.as_mut().unwrap();
+    client.send(b"MAIL FROM:<>\r\nQUIT\r\n");
+    client.get(b"220 daemon\r\n250 daemon\r\n221 bye\r\n").unwrap();
+    server.join().unwrap();
+}
+
+#[test]
+fn what_can_t_be_meant_is_refused() {
+    let program = env!("CARGO_BIN_EXE_starttls-wrapper");
+    for (words, said) in [
+        ("--plain unix:/s --way keep", "--plain is a listener's"),
+        ("--lazy --way keep p", "--lazy is a listener's"),
+        ("--listen 127.0.0.1:25 --plain unix:/s --way keep p", "--plain stands for PROG"),
+        ("--listen 127.0.0.1:25 --plain unix: --way keep", "unix: wants a path"),
+        ("--listen 127.0.0.1:25 --plain ::1:25 --way keep", "--plain wants HOST:PORT"),
+        ("--listen 127.0.0.1:25 --plain h:0 --way keep", "--plain wants HOST:PORT"),
+        ("--listen 127.0.0.1:25 --plain :25 --way keep", "--plain wants HOST:PORT"),
+        ("--listen 127.0.0.1:25 --lazy=maybe --way keep p", "--lazy takes nothing, =yes or =no"),
+    ] {
+        let out = Command::new(program).args(words.split(' ')).env_clear().output().unwrap();
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(100), "{words}: {stderr}");
+        assert!(stderr.contains(said), "{words}: {stderr}");
+    }
+}
