@@ -1,6 +1,8 @@
-//! `--listen`: where, by how many loops, for how many sessions, and as whom PROG runs.
+//! `--listen`: where, by how many loops, for how many sessions, and as whom PROG runs; who is told that it does, and how it ends.
 
 use core::net::SocketAddr;
+use core::time::Duration;
+use std::ffi::OsString;
 use std::thread::available_parallelism;
 
 use super::args::{Typed, called as way_called, socket_path};
@@ -14,6 +16,8 @@ use crate::session::Way;
 pub struct Listen {
     /// Where it listens; no port is 0.
     pub addresses: Vec<SocketAddr>,
+    /// Sockets that listen already: descriptors that were left open for us, each named once and above 2.
+    pub inherited: Vec<i32>,
     /// Loops, at least one.
     pub workers: usize,
     /// Whether a server is put off until a client needs it.
@@ -22,6 +26,12 @@ pub struct Listen {
     pub most: usize,
     /// User and group that PROG is to have; neither 0 nor -1.
     pub ids: (Option<u32>, Option<u32>),
+    /// How long sessions may go on behind a SIGTERM.
+    pub drain: Duration,
+    /// The descriptor that gets a line feed once clients are served; above 2, and none of `inherited`.
+    pub notify_fd: Option<i32>,
+    /// systemd's socket for the same.
+    pub notify_socket: Option<OsString>,
 }
 
 /// More loops than any machine has use for.
@@ -29,6 +39,12 @@ const MOST_WORKERS: u32 = 256;
 
 /// Sessions at once, where nothing else is said.
 const SESSIONS: u32 = 10_000;
+
+/// Seconds of `--drain`, where nothing else is said. A mail takes less; systemd waits for 90.
+const DRAIN: u32 = 30;
+
+/// More sockets than any systemd unit has.
+const MOST_SOCKETS: i32 = 1024;
 
 /// `--plain`: where the daemon is that takes PROG's place.
 pub(super) fn plain(typed: &Typed) -> Result<Option<Server>, Fatal> {
@@ -56,7 +72,8 @@ pub(super) fn plain(typed: &Typed) -> Result<Option<Server>, Fatal> {
 
 pub(super) fn listen(typed: &Typed) -> Result<Option<Listen>, Fatal> {
     if typed.listen.is_empty() {
-        return match [Id::Plain, Id::Lazy, Id::Workers, Id::MaxSessions].into_iter().find(|id| typed.times(*id) > 0) {
+        let ours = [Id::Plain, Id::Lazy, Id::Workers, Id::MaxSessions, Id::Drain, Id::NotifyFd];
+        return match ours.into_iter().find(|id| typed.times(*id) > 0) {
             Some(id) => usage(format!("{} is a listener's: --listen is missing", called(id))),
             None => Ok(None),
         };
@@ -64,10 +81,30 @@ pub(super) fn listen(typed: &Typed) -> Result<Option<Listen>, Fatal> {
     if !matches!(typed.way, Way::Tls | Way::Plain | Way::Keep | Way::Raw) {
         return usage(format!("--listen and {} can't be had together", way_called(typed.way)));
     }
-    let addresses = typed.listen.iter().map(|word| match word.to_str().map(str::parse::<SocketAddr>) {
-        Some(Ok(address)) if address.port() > 0 => Ok(address),
-        _ => usage(format!("--listen wants ADDR:PORT, as 0.0.0.0:25 or [::]:25, not {word:?}")),
-    });
+    let (mut addresses, mut inherited) = (Vec::new(), Vec::new());
+    for word in &typed.listen {
+        let text = word.to_str().unwrap_or_default();
+        match (text.strip_prefix("fd:").map(str::parse), text.parse::<SocketAddr>()) {
+            (Some(Ok(number @ 3..)), _) => inherited.push(number),
+            (None, Ok(address)) if address.port() > 0 => addresses.push(address),
+            (None, Err(_)) if text == "systemd" => inherited.extend(systemds(typed)?),
+            _ => {
+                return usage(format!(
+                    "--listen wants ADDR:PORT, as 0.0.0.0:25 or [::]:25, fd:N with N above 2, or systemd, not {word:?}"
+                ));
+            }
+        }
+    }
+    let notify_fd = match typed.value(Id::NotifyFd).map(|word| word.to_str().map(str::parse)) {
+        None => None,
+        Some(Some(Ok(number @ 3..))) => Some(number),
+        Some(_) => return usage("--notify-fd takes the number of a descriptor above 2".to_owned()),
+    };
+    let mut numbers: Vec<i32> = inherited.iter().copied().chain(notify_fd).collect();
+    numbers.sort_unstable();
+    if let Some(twice) = numbers.windows(2).find(|two| two[0] == two[1]) {
+        return usage(format!("descriptor {} is named twice", twice[0]));
+    }
     let workers = match number(typed, Id::Workers)? {
         Some(count @ 1..=MOST_WORKERS) => count as usize,
         Some(_) => return usage(format!("--workers takes a number from 1 to {MOST_WORKERS}")),
@@ -84,9 +121,26 @@ pub(super) fn listen(typed: &Typed) -> Result<Option<Listen>, Fatal> {
     };
     Ok(Some(Listen {
         lazy,
-        addresses: addresses.collect::<Result<_, _>>()?,
+        addresses,
+        inherited,
         workers,
         most,
         ids: (unprivileged(typed, Id::Uid)?, unprivileged(typed, Id::Gid)?),
+        drain: Duration::from_secs(number(typed, Id::Drain)?.unwrap_or(DRAIN).into()),
+        notify_fd,
+        notify_socket: typed.value(Id::NotifySocket).map(OsString::from),
     }))
+}
+
+/// `--listen systemd`: the descriptors of sd_listen_fds(3). To be asked for, because a UCSPI child of systemd finds its client there.
+fn systemds(typed: &Typed) -> Result<core::ops::Range<i32>, Fatal> {
+    let said = |id| typed.value(id).and_then(|word| word.to_str()).map(str::parse::<i32>);
+    match (said(Id::ListenPid), said(Id::ListenFds)) {
+        (None, _) | (_, None) => usage("--listen systemd, but LISTEN_FDS and LISTEN_PID are not set".to_owned()),
+        (Some(pid), _) if pid != Ok(std::process::id().cast_signed()) => {
+            usage("--listen systemd, but LISTEN_PID says that the sockets are another process's".to_owned())
+        }
+        (_, Some(Ok(count @ 1..=MOST_SOCKETS))) => Ok(3..3 + count),
+        (_, Some(_)) => usage(format!("--listen systemd: LISTEN_FDS must be a number from 1 to {MOST_SOCKETS}")),
+    }
 }

@@ -39,6 +39,11 @@ pub enum Id {
     Lazy,
     Workers,
     MaxSessions,
+    Drain,
+    NotifyFd,
+    NotifySocket,
+    ListenFds,
+    ListenPid,
     Uid,
     Gid,
     NoSandbox,
@@ -110,8 +115,19 @@ pub const OWN_VARIABLES: [&str; 10] = [
     "SSLWRITEFD",
 ];
 
-/// Those that are a listener's besides: a UCSPI child's PROG may need them.
-pub const LISTENER_VARIABLES: [&str; 2] = ["UID", "GID"];
+/// Those that are a listener's besides: a UCSPI child's PROG may need them. What a supervisor says to us alone is among them, whether we
+/// read it or not.
+pub const LISTENER_VARIABLES: [&str; 9] = [
+    "UID",
+    "GID",
+    "NOTIFY_SOCKET",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LISTEN_FDNAMES",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+];
 
 const fn flag(id: Id, long: &'static str, group: Group, meaning: &'static str) -> OptionSpec {
     OptionSpec { id, long, short: None, value: None, env: None, default: "", meaning, group }
@@ -157,7 +173,7 @@ impl OptionSpec {
 }
 
 /// The table.
-pub const OPTIONS: [OptionSpec; 46] = [
+pub const OPTIONS: [OptionSpec; 51] = [
     valued(Id::Cert, "cert", "FILE", "", Group::Certificate, "our certificate chain, PEM").with_env("CERTFILE"),
     valued(Id::Key, "key", "FILE", "the --cert file", Group::Certificate, "the private key of --cert, PEM")
         .with_env("KEYFILE"),
@@ -257,12 +273,18 @@ pub const OPTIONS: [OptionSpec; 46] = [
         "ADDR:PORT",
         "",
         Group::Listener,
-        "be no UCSPI child but listen here; may stand several times",
+        "be no UCSPI child but listen here; also fd:N, systemd; repeatable",
     ),
     valued(Id::Plain, "plain", "ADDR", "", Group::Listener, "a daemon in place of PROG: HOST:PORT or unix:PATH"),
     flag(Id::Lazy, "lazy", Group::Listener, "the default: a server when a client needs one; =no: at once"),
     valued(Id::Workers, "workers", "N", "processors", Group::Listener, "loops, each with sockets of its own"),
     valued(Id::MaxSessions, "max-sessions", "N", "10000", Group::Listener, "at once; one more hears 421"),
+    valued(Id::Drain, "drain", "N", "30", Group::Listener, "SIGTERM: sessions have so many seconds to end, then 421"),
+    valued(Id::NotifyFd, "notify-fd", "N", "", Group::Listener, "gets a line feed once clients are served (s6)"),
+    variable(Id::NotifySocket, "NOTIFY_SOCKET", Group::Listener, "is told the same, and of reload and stop (systemd)")
+        .with_value("PATH"),
+    variable(Id::ListenFds, "LISTEN_FDS", Group::Listener, "for --listen systemd: how many sockets").with_value("N"),
+    variable(Id::ListenPid, "LISTEN_PID", Group::Listener, "for --listen systemd: whose they are").with_value("PID"),
     variable(Id::Uid, "UID", Group::Listener, "user id that PROG is to have").with_value("UID"),
     variable(Id::Gid, "GID", Group::Listener, "group id that PROG is to have").with_value("GID"),
     flag(Id::NoSandbox, "no-sandbox", Group::General, "keep every right that the kernel gives us"),

@@ -1,33 +1,35 @@
 //! Many sessions in one process (`--listen`): one loop for each processor, PROG started by a process of its own.
 //!
-//! The order of the start is the contract: the spawner, which keeps the rights that PROG is to have and never hears a client; the
-//! sockets, so that a port below 1024 needs no rights later; certificate, key and roots, and what TLS is made from, once for all
-//! sessions; then the ids are dropped; then each loop gives up what it will not need; and only then is anybody accepted. What is
-//! wrong is found out here and ends the program, before it has promised anything to anyone.
+//! The order of the start is the contract: the descriptors that were left for us, before others have their numbers; the spawner, which
+//! keeps the rights that PROG is to have and never hears a client; the sockets, so that a port below 1024 needs no rights later;
+//! certificate, key and roots, and what TLS is made from, once for all sessions; then the ids are dropped; then each loop gives up what it
+//! will not need; only then is anybody accepted, and the supervisor told. What is wrong is found out here and ends the program, before
+//! it has promised anything to anyone.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU8, AtomicUsize};
+use std::sync::mpsc::channel;
 use std::thread;
 
-use log::{debug, error, info};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::io::Errno;
+use log::{debug, error, info, warn};
 
 use crate::cli::{self, Config, LISTENER_VARIABLES, Listen, OWN_VARIABLES};
 use crate::engine::Secrets;
 use crate::error::{Fatal, exit};
 use crate::sys::dial::{Place, Target};
-use crate::sys::listener;
+use crate::sys::listener::{self, Listening};
+use crate::sys::notify::Supervisor;
 use crate::sys::sandbox::{self, Confined, Needs};
 use crate::sys::spawner::{Order, Spawner};
-use crate::sys::{inherited, privileges, signals};
+use crate::sys::{handed, inherited, privileges, signals};
 
 use super::probe::{Prober, Server, Shared};
 use super::ucspi::{identity, needs, peer, target, warn_of};
-use super::worker::{House, Worker};
+use super::watch::{Loop, Over, Watch, event};
+use super::worker::{House, Stage, Worker};
 
 /// What a UCSPI server says of a client and we do not: nothing of an older one may be found in its place.
 const UCSPI_VARIABLES: [&str; 3] = ["TCPREMOTEHOST", "TCPREMOTEINFO", "TCPLOCALHOST"];
@@ -44,6 +46,10 @@ const EACH: u64 = 10;
 /// It can't begin, or can't wait for its end.
 pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
     let fatal = |doing| move |error| Fatal::System(doing, error);
+    let left_for_us =
+        listen.inherited.iter().map(|number| handed::listening(*number)).collect::<Result<Vec<_>, _>>()?;
+    let line = listen.notify_fd.map(|number| handed::descriptor("--notify-fd", number)).transpose()?;
+    let mut supervisor = Supervisor::new(line);
     inherited::clean_up().map_err(fatal("prepare the inherited descriptors"))?;
     let descriptors = listener::raise_descriptors();
     let own = [&OWN_VARIABLES[..], &LISTENER_VARIABLES, &UCSPI_VARIABLES].concat();
@@ -54,7 +60,11 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
     let mut spawners =
         if askers > 0 { Spawner::start(&order, askers).map_err(fatal("start the spawner"))? } else { Vec::new() };
     warn_of(&config);
-    let sockets = open(listen)?;
+    if let Some(Err(error)) = listen.notify_socket.as_deref().map(|place| supervisor.connect(place)) {
+        warn!("NOTIFY_SOCKET is told nothing: {error}");
+    }
+    let places = places(listen, &left_for_us);
+    let sockets = open(listen, left_for_us)?;
     let name = config.program.to_string_lossy().into_owned();
     let probed = match (&plain, spawners.pop()) {
         (Some(target), _) => Some(Server::Daemon(target.clone())),
@@ -65,28 +75,55 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
     let (house, needs) = house(config, listen, descriptors, plain, learned.clone())?;
     let house = Arc::new(house);
     let prober = probed.filter(|_| listen.lazy).map(|server| Prober::begin(server, times, learned)).transpose();
-    let mut prober = prober.map_err(|why| Fatal::System("learn what the server says", io::Error::other(why)))?;
-    let terminations = signals::terminations().map_err(fatal("wait for signals"))?;
-    let end = event().map_err(fatal("make a loop"))?;
+    let prober = prober.map_err(|why| Fatal::System("learn what the server says", io::Error::other(why)))?;
+    let signals = signals::of_a_listener().map_err(fatal("wait for signals"))?;
+    let ended = event().map_err(fatal("make a loop"))?;
     let mut loops = Vec::with_capacity(listen.workers);
+    let mut begun = Vec::with_capacity(listen.workers);
     let spawners = spawners.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
     for (number, (sockets, spawner)) in sockets.into_iter().zip(spawners).enumerate() {
         let stop = event().map_err(fatal("make a loop"))?;
         let heard = stop.try_clone().map_err(fatal("make a loop"))?;
         let worker = Worker::new(house.clone(), sockets, heard, spawner).map_err(fatal("make a loop"))?;
-        let (needs, over) = (needs.clone(), Over(end.try_clone().map_err(fatal("make a loop"))?));
+        let (needs, over) = (needs.clone(), Over(ended.try_clone().map_err(fatal("make a loop"))?));
+        let (begins, has_begun) = channel();
         let thread = thread::Builder::new()
             .name(format!("worker-{number}"))
-            .spawn(move || run(worker, needs.as_ref(), &over))
+            .spawn(move || {
+                needs.iter().for_each(confine);
+                let _ = begins.send(());
+                run(worker, &over)
+            })
             .map_err(fatal("start a loop"))?;
-        loops.push((thread, stop));
+        loops.push(Loop { thread, stop });
+        begun.push(has_begun);
+    }
+    if let Some(prober) = prober {
+        let needs = needs.clone();
+        let probe = move || {
+            needs.iter().for_each(confine);
+            prober.run();
+        };
+        thread::Builder::new().name("prober".to_owned()).spawn(probe).map_err(fatal("start a loop"))?;
     }
     needs.iter().for_each(confine);
-    let addresses: Vec<String> = listen.addresses.iter().map(ToString::to_string).collect();
-    info!("listening on {}, loops={} sessions={}", addresses.join(" "), loops.len(), house.most);
-    wait(&terminations, &end, &house.learned, prober.as_mut()).map_err(fatal("wait for signals"))?;
-    loops.iter().for_each(|(_, stop)| say(stop));
-    Ok(loops.into_iter().map(|(thread, _)| thread.join().unwrap_or(exit::BUG)).max().unwrap_or(exit::OVER))
+    // One that has ended already is found out by the watch.
+    if begun.iter().all(|begun| begun.recv().is_ok()) {
+        info!("listening on {}, loops={} sessions={}", places.join(" "), loops.len(), house.most);
+        supervisor.ready();
+    }
+    let watch = Watch { signals, ended, loops, house, supervisor, drain: listen.drain };
+    watch.until_the_end().map_err(fatal("wait for signals"))
+}
+
+/// Where it listens, for the log.
+fn places(listen: &Listen, left_for_us: &[OwnedFd]) -> Vec<String> {
+    let own = listen.addresses.iter().map(ToString::to_string);
+    let others = listen.inherited.iter().zip(left_for_us).map(|(number, socket)| {
+        let address = rustix::net::getsockname(socket).ok().and_then(|address| SocketAddr::try_from(address).ok());
+        format!("fd:{number}{}", address.map_or(String::new(), |address| format!("={address}")))
+    });
+    own.chain(others).collect()
 }
 
 /// Where the plaintext server is, if it is a daemon. A name is looked up here, once.
@@ -110,10 +147,18 @@ fn plain_target(config: &Config) -> Result<Option<Target>, Fatal> {
     Ok(Some(Target { place, source: None, loopback_only: false }))
 }
 
-/// The sockets of each loop.
-fn open(listen: &Listen) -> Result<Vec<Vec<OwnedFd>>, Fatal> {
-    let one = |address: &SocketAddr| listener::open(*address).map_err(|error| Fatal::Listen(*address, error));
-    (0..listen.workers).map(|_| listen.addresses.iter().map(one).collect()).collect()
+/// The sockets of each loop: of an address one for each, of what was left for us the same for all.
+fn open(listen: &Listen, left_for_us: Vec<OwnedFd>) -> Result<Vec<Vec<Listening>>, Fatal> {
+    let own = |address: &SocketAddr| {
+        let socket = listener::open(*address).map_err(|error| Fatal::Listen(*address, error))?;
+        Ok(Listening { socket, is_shared: false })
+    };
+    let shared = |socket: &OwnedFd| {
+        let again = socket.as_fd().try_clone_to_owned().map_err(|error| Fatal::System("share a socket", error))?;
+        Ok(Listening { socket: again, is_shared: true })
+    };
+    let of_a_loop = |_| listen.addresses.iter().map(own).chain(left_for_us.iter().map(shared)).collect();
+    (0..listen.workers).map(of_a_loop).collect()
 }
 
 /// What the sessions are served by, and what serving them will need, where the rest is to be given up. The ids are dropped here, once
@@ -157,13 +202,13 @@ fn house(
         program: config.program.to_string_lossy().into_owned(),
         sessions: AtomicUsize::new(0),
         most: listen.most.min(fitting),
+        stage: AtomicU8::new(Stage::Serve as u8),
     };
     Ok((house, config.sandbox.then_some(Needs { listens: true, ..needs })))
 }
 
 /// A loop's thread. Returns its exit code.
-fn run(mut worker: Worker, needs: Option<&Needs>, _over: &Over) -> u8 {
-    needs.into_iter().for_each(confine);
+fn run(mut worker: Worker, _over: &Over) -> u8 {
     match worker.run() {
         Ok(()) => exit::OVER,
         Err(error) => {
@@ -178,39 +223,5 @@ fn confine(needs: &Needs) {
         Confined::Wholly => debug!("sandbox: Landlock and seccomp"),
         Confined::OlderLandlock => debug!("sandbox: Landlock, as far as this kernel has it, and seccomp"),
         Confined::Without(what) => info!("sandbox: without {what}"),
-    }
-}
-
-/// Says that a loop has ended, however it did: without one of them the others are to end too.
-struct Over(OwnedFd);
-
-impl Drop for Over {
-    fn drop(&mut self) {
-        say(&self.0);
-    }
-}
-
-fn event() -> io::Result<OwnedFd> {
-    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
-}
-
-fn say(event: &OwnedFd) {
-    // It can't be full, and nobody is there to be told.
-    let _ = rustix::io::write(event, &1_u64.to_ne_bytes());
-}
-
-/// Waits for a signal, or the end of a loop; probes meanwhile.
-fn wait(terminations: &OwnedFd, end: &OwnedFd, learned: &Shared, mut prober: Option<&mut Prober>) -> io::Result<()> {
-    loop {
-        let patience = prober.as_ref().and_then(|prober| prober.wait());
-        let patience = patience.map(|time| Timespec::try_from(time).unwrap_or_default());
-        let mut all = [terminations.as_fd(), end.as_fd(), learned.as_fd()]
-            .map(|one| PollFd::from_borrowed_fd(one, PollFlags::IN));
-        match poll(&mut all, patience.as_ref()) {
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-            Ok(_) if all[..2].iter().any(|one| !one.revents().is_empty()) => return Ok(()),
-            Ok(_) => prober.iter_mut().for_each(|prober| prober.tend()),
-        }
     }
 }

@@ -3,4 +3,5 @@
 pub mod listen;
 mod probe;
 pub mod ucspi;
+mod watch;
 mod worker;

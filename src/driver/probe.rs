@@ -141,13 +141,21 @@ impl Prober {
         Ok(prober)
     }
 
-    /// How long until the next probe; `None`: there will be none.
-    pub(super) fn wait(&self) -> Option<Duration> {
-        (self.certainty != Certainty::Never).then(|| self.due.saturating_duration_since(Instant::now()))
+    /// Probes whenever it is time to, for as long as the process lives.
+    pub(super) fn run(mut self) {
+        while self.certainty != Certainty::Never {
+            let left = self.due.saturating_duration_since(Instant::now());
+            if let Err(error) = wait(&*self.shared, PollFlags::IN, left)
+                && error.kind() != io::ErrorKind::TimedOut
+            {
+                return warn!("no more probes: {error}");
+            }
+            self.tend();
+        }
     }
 
     /// Probes if it is time to, or if somebody doubts.
-    pub(super) fn tend(&mut self) {
+    fn tend(&mut self) {
         if self.certainty == Certainty::Never {
             return;
         }

@@ -3,13 +3,15 @@
 //!
 //! A client's session begins at once, and says when it wants its plaintext server. Who can't be served hears 421, for the
 //! price of an accept and a write.
+//!
+//! The end comes in one step or two: [`Stage::Drain`], nobody new; [`Stage::End`], nobody at all.
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use log::{error, warn};
@@ -24,7 +26,7 @@ use crate::session::{Policy, StandIn};
 use crate::smtp::reply::Ours;
 use crate::sys::dial::Target;
 use crate::sys::end::End;
-use crate::sys::listener::{self, Accepted};
+use crate::sys::listener::{self, Accepted, Listening};
 use crate::sys::spawner::Spawner;
 
 use super::probe::Shared;
@@ -46,6 +48,20 @@ pub(super) struct House {
     /// Sessions, and how many there may be.
     pub(super) sessions: AtomicUsize,
     pub(super) most: usize,
+    /// The present [`Stage`].
+    pub(super) stage: AtomicU8,
+}
+
+/// What the loops are to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Stage {
+    /// Serve all who come.
+    Serve,
+    /// Serve nobody new.
+    Drain,
+    /// Tell everybody that it is over.
+    End,
 }
 
 const SPAWNER: Token = Token(0);
@@ -69,32 +85,44 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Worker {
     house: Arc<House>,
     poll: Poll,
-    listeners: Vec<(OwnedFd, bool)>,
-    /// Kept open: the loop watches it.
-    _stop: OwnedFd,
+    ears: Vec<Ear>,
+    /// Readable when the stage has changed.
+    stop: OwnedFd,
     /// Who starts PROG, where it is one that is started.
     spawner: Option<Spawner>,
     /// Whom the spawner is to answer, in turn, and since when.
     ordered: VecDeque<(Asking, Instant)>,
     crowd: Crowd,
     paused: Option<Instant>,
+    /// Nobody new but these, who may be in a queue that goes with its socket.
+    promised: Option<usize>,
     is_ending: bool,
     is_lost: bool,
+}
+
+/// A socket that listens, and what the loop knows of it.
+struct Ear {
+    listening: Listening,
+    token: Token,
+    is_ready: bool,
 }
 
 impl Worker {
     /// Puts it together. `stop` becomes readable when it is to end.
     pub(super) fn new(
         house: Arc<House>,
-        sockets: Vec<OwnedFd>,
+        sockets: Vec<Listening>,
         stop: OwnedFd,
         spawner: Option<Spawner>,
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
         let watch =
             |descriptor: i32, token| poll.registry().register(&mut SourceFd(&descriptor), token, Interest::READABLE);
-        for (number, socket) in sockets.iter().enumerate() {
-            watch(socket.as_raw_fd(), Token(LISTENERS + number))?;
+        let ears = sockets.into_iter().enumerate();
+        let ears = ears.map(|(number, listening)| Ear { listening, token: Token(LISTENERS + number), is_ready: false });
+        let ears: Vec<Ear> = ears.collect();
+        for ear in &ears {
+            watch(ear.listening.socket.as_raw_fd(), ear.token)?;
         }
         watch(stop.as_raw_fd(), STOP)?;
         if let Some(spawner) = &spawner {
@@ -103,12 +131,13 @@ impl Worker {
         Ok(Self {
             house,
             poll,
-            listeners: sockets.into_iter().map(|socket| (socket, false)).collect(),
-            _stop: stop,
+            ears,
+            stop,
             spawner,
             ordered: VecDeque::new(),
             crowd: Crowd::default(),
             paused: None,
+            promised: None,
             is_ending: false,
             is_lost: false,
         })
@@ -132,7 +161,7 @@ impl Worker {
                 self.house.learned.doubt();
             }
             self.order(now);
-            if self.is_ending && self.crowd.is_empty() {
+            if (self.is_ending || self.promised.is_some()) && self.ears.is_empty() && self.crowd.is_empty() {
                 return if self.is_lost { Err(io::Error::other("the spawner is lost")) } else { Ok(()) };
             }
             let until = |due: Instant| due.saturating_duration_since(now);
@@ -147,11 +176,9 @@ impl Worker {
                 match event.token() {
                     SPAWNER if event.is_read_closed() => self.lose_spawner(&io::ErrorKind::UnexpectedEof.into()),
                     SPAWNER => {}
-                    STOP => self.end(),
-                    Token(number) if number < OTHERS => {
-                        if let Some((_, is_ready)) = self.listeners.get_mut(number - LISTENERS) {
-                            *is_ready = true;
-                        }
+                    STOP => self.obey(),
+                    token if token.0 < OTHERS => {
+                        self.ears.iter_mut().filter(|ear| ear.token == token).for_each(|ear| ear.is_ready = true);
                     }
                     _ => self.crowd.note(event),
                 }
@@ -165,16 +192,16 @@ impl Worker {
             return false;
         }
         self.paused = None;
-        for at in 0..self.listeners.len() {
+        for at in 0..self.ears.len() {
             let mut left = AT_ONCE;
-            while let Some((listener, is_ready)) = self.listeners.get_mut(at).filter(|(_, is_ready)| *is_ready) {
+            while let Some(ear) = self.ears.get_mut(at).filter(|ear| ear.is_ready) {
                 if left == 0 {
                     return true;
                 }
                 left -= 1;
-                match listener::accept(&*listener) {
+                match listener::accept(&ear.listening.socket) {
                     Ok(Some(client)) => self.admit(client, now),
-                    Ok(None) => *is_ready = false,
+                    Ok(None) => ear.is_ready = false,
                     Err(error) => {
                         warn!("can't accept for {} ms: {error}", PAUSE.as_millis());
                         self.paused = Some(now + PAUSE);
@@ -183,10 +210,16 @@ impl Worker {
                 }
             }
         }
+        if let Some(left) = self.promised {
+            self.close(|ear| left == 0 || !ear.is_ready);
+        }
         false
     }
 
     fn admit(&mut self, client: Accepted, now: Instant) {
+        if let Some(left) = &mut self.promised {
+            *left = left.saturating_sub(1);
+        }
         if self.house.sessions.fetch_add(1, Ordering::Relaxed) >= self.house.most {
             self.turn_away(&client, Ours::TOO_MANY_SESSIONS, "too many sessions");
             return;
@@ -283,10 +316,32 @@ impl Worker {
         warn!("{why}");
     }
 
+    /// Does what the stage says.
+    fn obey(&mut self) {
+        let _ = rustix::io::read(&self.stop, &mut [0; 8]);
+        match self.house.stage.load(Ordering::Acquire) {
+            stage if stage == Stage::End as u8 => self.end(),
+            stage if stage == Stage::Drain as u8 && self.promised.is_none() => {
+                // A queue of our own would be reset with its socket: who waits in it is served. A shared one is served by others.
+                self.close(|ear| ear.listening.is_shared);
+                self.promised = Some(self.ears.len() * listener::BACKLOG as usize);
+                self.ears.iter_mut().for_each(|ear| ear.is_ready = true);
+            }
+            _ => {}
+        }
+    }
+
     fn end(&mut self) {
         if !core::mem::replace(&mut self.is_ending, true) {
-            self.listeners.clear();
+            self.close(|_| true);
             self.crowd.terminate(Instant::now());
+        }
+    }
+
+    /// Closes these. A shared one stays open somewhere, and would be watched for ever.
+    fn close(&mut self, which: impl Fn(&Ear) -> bool) {
+        for ear in self.ears.extract_if(.., |ear| which(ear)) {
+            let _ = self.poll.registry().deregister(&mut SourceFd(&ear.listening.socket.as_raw_fd()));
         }
     }
 }

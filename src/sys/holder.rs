@@ -99,7 +99,7 @@ fn become_prog(
     rustix::stdio::dup2_stdin(&stdin)?;
     rustix::stdio::dup2_stdout(&stdout)?;
     drop((stdin, stdout));
-    let waiting = raw::keep_only(waiting)?;
+    raw::keep_only(&[waiting.as_fd()]);
     let Some(octets) = read_whole(waiting.as_fd())? else { return Ok(()) };
     let mut command = child::command(program, arguments, &[own, &NAMES].concat());
     for (name, value) in variables::decode(&octets) {

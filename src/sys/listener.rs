@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, acceptfrom_with, bind,
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Connections that the kernel holds ready; it cuts this to net.core.somaxconn.
-const BACKLOG: i32 = 4096;
+pub const BACKLOG: i32 = 4096;
 
 /// Binds a TCP socket to `address` and listens. One of IPv6 takes no IPv4: that is an address of its own.
 ///
@@ -26,6 +26,15 @@ pub fn open(address: SocketAddr) -> io::Result<OwnedFd> {
     bind(&socket, &address)?;
     listen(&socket, BACKLOG)?;
     Ok(socket)
+}
+
+/// A socket that listens.
+#[derive(Debug)]
+pub struct Listening {
+    /// Its descriptor.
+    pub socket: OwnedFd,
+    /// Somebody else may accept from its queue: the other loops, and whoever has left it for us.
+    pub is_shared: bool,
 }
 
 /// A connection.

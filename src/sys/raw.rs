@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::libc;
 use nix::sys::signal::{SigHandler, Signal};
@@ -47,22 +47,21 @@ pub(super) fn fork() -> io::Result<Option<Pid>> {
     }
 }
 
-/// Closes all descriptors above 2 but this one, which gets another number. For a new process that owns nothing else.
-pub(super) fn keep_only(descriptor: OwnedFd) -> io::Result<OwnedFd> {
-    const KEPT: i32 = 3;
-    let number = descriptor.into_raw_fd();
-    // SAFETY: whoever else owned one of these numbers does so in the process that this one was forked from.
-    unsafe {
-        if number != KEPT && libc::dup3(number, KEPT, libc::O_CLOEXEC) < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        if libc::syscall(libc::SYS_close_range, KEPT.cast_unsigned() + 1, u32::MAX, 0_u32) != 0 {
+/// Closes all descriptors above 2 but these. For a new process that owns nothing else.
+pub(super) fn keep_only(kept: &[BorrowedFd<'_>]) {
+    let mut numbers: Vec<u32> = kept.iter().map(|descriptor| descriptor.as_raw_fd().cast_unsigned()).collect();
+    numbers.sort_unstable();
+    let mut first = 3;
+    for number in numbers.iter().copied().filter(|number| *number > 2).chain([u32::MAX]) {
+        // SAFETY: whoever else owned one of these numbers does so in the process that this one was forked from.
+        if first < number && unsafe { libc::syscall(libc::SYS_close_range, first, number - 1, 0_u32) } != 0 {
             // Before Linux 5.9, or where a filter forbids it: one by one.
-            for other in KEPT + 1..ONE_BY_ONE {
-                libc::close(other);
+            for other in (first..number).take_while(|other| *other < ONE_BY_ONE.cast_unsigned()) {
+                // SAFETY: as above.
+                unsafe { libc::close(other.cast_signed()) };
             }
         }
-        Ok(OwnedFd::from_raw_fd(KEPT))
+        first = number.saturating_add(1);
     }
 }
 
@@ -94,11 +93,21 @@ pub(super) fn default_dispositions() -> nix::Result<()> {
         }
     }
     // SAFETY: the handler touches nothing.
-    unsafe { nix::sys::signal::signal(Signal::SIGXFSZ, SigHandler::Handler(on_full_file)) }?;
+    unsafe { nix::sys::signal::signal(Signal::SIGXFSZ, SigHandler::Handler(on_nothing)) }?;
     Ok(())
 }
 
-extern "C" fn on_full_file(_: libc::c_int) {}
+/// Has this process go on at a signal that is meant for its forebear, and reaches the whole group or control group. What it starts has
+/// the defaults again, as it would not if it ignored them.
+pub(super) fn outlive_terminations() -> nix::Result<()> {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        // SAFETY: the handler touches nothing.
+        unsafe { nix::sys::signal::signal(signal, SigHandler::Handler(on_nothing)) }?;
+    }
+    Ok(())
+}
+
+extern "C" fn on_nothing(_: libc::c_int) {}
 
 /// Sets how many octets make a socket readable (SO_RCVLOWAT). A refusal leaves it as it is.
 pub(super) fn wake_for(socket: BorrowedFd<'_>, octets: i32) {

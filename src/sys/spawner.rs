@@ -3,8 +3,9 @@
 //! Contract: single-threaded at the fork, and no secret read yet. The spawner never hears an octet of a client's: a request is the
 //! variables of one, made by us from addresses, at most 1024 octets; the answer is PROG's pid, our ends of its two pipes, and a
 //! leash. Over the leash its exit status comes, and the signal goes that it is to get; closing it leaves PROG alone, which sees the end of its
-//! input. The spawner ends when all who may ask are gone, and PROGs are reaped; it is in a process group of its own, so that a terminal's
-//! signals don't reach it.
+//! input. The spawner ends when all who may ask are gone, and PROGs are reaped. It outlives the signals that a terminal or systemd sends to
+//! all, since sessions that end in peace may need it; and of what was open at the fork it has nothing, or a socket that listens would
+//! outlive the program.
 //!
 //! Rejected: a fork of the process that faces the network, for each PROG. It would hand down its sandbox, and cost as much as its memory.
 
@@ -164,7 +165,9 @@ struct Kept {
 
 /// In the new process: serves until nobody can ask any more.
 fn become_spawner(askers: Vec<OwnedFd>, order: &Order<'_>) -> io::Result<()> {
-    let _ = rustix::process::setpgid(None, None);
+    let _ = (rustix::process::setpgid(None, None), rustix::thread::set_name(c"spawner"));
+    raw::keep_only(&askers.iter().map(AsFd::as_fd).collect::<Vec<_>>());
+    raw::outlive_terminations()?;
     privileges::become_user(order.ids.0, order.ids.1)?;
     let mut poll = Poll::new()?;
     let mut askers: Vec<Option<OwnedFd>> = askers.into_iter().map(Some).collect();

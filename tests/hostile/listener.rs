@@ -9,6 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::child::Child;
 use crate::door::{Door, Shape, Start};
 use crate::stream::wait_until;
+use crate::supervised::children;
 use crate::wire::PATIENCE;
 
 const LISTENS: Start<'_> = Start { shape: Shape::Listener, ..Start::USUAL };
@@ -25,11 +26,10 @@ fn address(door: &mut Door) -> SocketAddr {
     rustix::net::getsockname(client.input()).unwrap().try_into().unwrap()
 }
 
-/// The spawner: the program's one child.
+/// The spawner.
 fn spawner(door: &Door) -> Pid {
-    let pid = door.pid().as_raw_nonzero();
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    Pid::from_raw(children.trim().parse().unwrap()).unwrap()
+    let [spawner] = children(door.pid(), "spawner")[..] else { panic!("one spawner") };
+    spawner
 }
 
 #[test]
@@ -78,8 +78,8 @@ fn one_session_too_many_hears_421_and_the_next_after_an_end_does_not() {
 }
 
 #[test]
-fn sigterm_ends_every_session_with_421_and_nobody_is_left() {
-    let mut door = Door::open(&LISTENS);
+fn sigterm_without_a_drain_ends_every_session_with_421_and_nobody_is_left() {
+    let mut door = Door::open(&Start { options: &["--drain", "0"], ..LISTENS });
     let mut children = Vec::new();
     let mut clients = Vec::new();
     for _ in 0..3 {

@@ -15,6 +15,7 @@ mod faults;
 mod lazy;
 mod listener;
 mod mute;
+mod operation;
 mod phases;
 mod proxy;
 mod raw;
@@ -22,6 +23,7 @@ mod respawn;
 mod sandbox;
 mod scarcity;
 mod stalls;
+mod supervised;
 mod ucspi_tls;
 
 use support::*;

@@ -72,7 +72,7 @@ fn what_waits_holds_three_pipes_and_no_key() {
         let mut fds: Vec<_> = fds.map(|fd| (fd.file_name().unwrap().to_owned(), fs::read_link(fd).unwrap())).collect();
         fds.sort();
         let numbers: Vec<_> = fds.iter().map(|(number, _)| number.to_str().unwrap()).collect();
-        assert_eq!(numbers, ["0", "1", "2", "3"]);
+        assert!(numbers.len() == 4 && numbers.starts_with(&["0", "1", "2"]), "{numbers:?}");
         assert!(
             fds.iter().filter(|(number, _)| number != "2").all(|(_, to)| to.to_string_lossy().starts_with("pipe:")),
             "{fds:?}"

@@ -1,0 +1,105 @@
+//! The main thread of a listener, once all loops run: what a signal, or the end of a loop, makes of them all.
+//!
+//! SIGTERM or SIGINT: nobody new is accepted, and sessions have `--drain` seconds; a second one, or their end, and each hears 421. Without
+//! one of the loops the others are to end too, and the supervisor starts us anew.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use log::info;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
+
+use crate::error::exit;
+use crate::sys::notify::Supervisor;
+use crate::sys::signals::{self, Wish};
+
+use super::worker::{House, Stage};
+
+/// A loop that runs.
+pub(super) struct Loop {
+    /// Its thread, which ends with an exit code.
+    pub(super) thread: JoinHandle<u8>,
+    /// Wakes it when the stage has changed.
+    pub(super) stop: OwnedFd,
+}
+
+/// Whatever there is to wait for.
+pub(super) struct Watch {
+    pub(super) signals: OwnedFd,
+    /// Counts the loops that have ended ([`Over`]).
+    pub(super) ended: OwnedFd,
+    pub(super) loops: Vec<Loop>,
+    pub(super) house: Arc<House>,
+    pub(super) supervisor: Supervisor,
+    /// How long sessions may go on behind the first signal.
+    pub(super) drain: Duration,
+}
+
+impl Watch {
+    /// Waits until all loops have ended. Returns the exit code.
+    ///
+    /// # Errors
+    /// It can't wait.
+    pub(super) fn until_the_end(self) -> io::Result<u8> {
+        let (mut ended, mut due) = (0, None::<Instant>);
+        while ended == 0 || due.is_some() && ended < self.loops.len() as u64 {
+            let left = due.map(|due| due.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                break;
+            }
+            let left = left.map(|left| Timespec::try_from(left).unwrap_or_default());
+            let mut both = [&self.signals, &self.ended].map(|one| PollFd::new(one, PollFlags::IN));
+            match poll(&mut both, left.as_ref()) {
+                Err(Errno::INTR) | Ok(_) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let mut count = [0; 8];
+            if rustix::io::read(&self.ended, &mut count).is_ok() {
+                ended += u64::from_ne_bytes(count);
+            }
+            match signals::next(&self.signals) {
+                Some(Wish::End) if due.is_some() || self.drain.is_zero() => break,
+                Some(Wish::End) => {
+                    let count = self.house.sessions.load(Ordering::Relaxed);
+                    info!("nobody new is served: sessions={count} have {} s to end", self.drain.as_secs());
+                    due = Some(Instant::now() + self.drain);
+                    self.tell(Stage::Drain);
+                }
+                Some(Wish::Renew) | None => {}
+            }
+        }
+        self.tell(Stage::End);
+        Ok(self.loops.into_iter().map(|one| one.thread.join().unwrap_or(exit::BUG)).max().unwrap_or(exit::OVER))
+    }
+
+    fn tell(&self, stage: Stage) {
+        self.supervisor.stopping();
+        self.house.stage.store(stage as u8, Ordering::Release);
+        self.loops.iter().for_each(|one| say(&one.stop));
+    }
+}
+
+/// Says that a loop has ended, however it did.
+pub(super) struct Over(pub(super) OwnedFd);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        say(&self.0);
+    }
+}
+
+/// A counter that can be waited for.
+pub(super) fn event() -> io::Result<OwnedFd> {
+    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
+}
+
+/// Counts one.
+pub(super) fn say(event: impl AsFd) {
+    // It can't be full, and nobody is there to be told.
+    let _ = rustix::io::write(event, &1_u64.to_ne_bytes());
+}
