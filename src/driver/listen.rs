@@ -1,7 +1,8 @@
 //! Many sessions in one process (`--listen`): one loop for each processor, PROG started by a process of its own.
 //!
 //! The order of the start is the contract: the descriptors that were left for us, before others have their numbers; the spawner, which
-//! keeps the rights that PROG is to have and never hears a client; the sockets, so that a port below 1024 needs no rights later;
+//! keeps the rights that PROG is to have and never hears a client, and the opener, which keeps those of the start for SIGHUP; the
+//! sockets, so that a port below 1024 needs no rights later;
 //! certificate, key and roots, and what TLS is made from, once for all sessions; then the ids are dropped; then each loop gives up what it
 //! will not need; only then is anybody accepted, and the supervisor told. What is wrong is found out here and ends the program, before
 //! it has promised anything to anyone.
@@ -16,17 +17,20 @@ use std::thread;
 
 use log::{debug, error, info, warn};
 
-use crate::cli::{self, Config, LISTENER_VARIABLES, Listen, OWN_VARIABLES};
-use crate::engine::Secrets;
+use crate::cli::{self, Config, IdentitySource, LISTENER_VARIABLES, Listen, OWN_VARIABLES};
+use crate::engine::{Peer, Secrets};
 use crate::error::{Fatal, exit};
+use crate::session::Policy;
 use crate::sys::dial::{Place, Target};
 use crate::sys::listener::{self, Listening};
 use crate::sys::notify::Supervisor;
+use crate::sys::opener::Opener;
 use crate::sys::sandbox::{self, Confined, Needs};
 use crate::sys::spawner::{Order, Spawner};
 use crate::sys::{handed, inherited, privileges, signals};
 
 use super::probe::{Prober, Server, Shared};
+use super::renewal::{self, Current, Renewal};
 use super::ucspi::{identity, needs, peer, target, warn_of};
 use super::watch::{Loop, Over, Watch, event};
 use super::worker::{House, Stage, Worker};
@@ -59,6 +63,11 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
     let askers = if plain.is_none() { listen.workers + 1 } else { 0 };
     let mut spawners =
         if askers > 0 { Spawner::start(&order, askers).map_err(fatal("start the spawner"))? } else { Vec::new() };
+    let is_meant = config.identity != IdentitySource::None || !config.policy.way.ends_tls();
+    let peer = if is_meant { peer(&config) } else { None };
+    let files = renewal::files(&config, peer.as_ref());
+    let opener = if files.is_empty() { None } else { Some(Opener::start(files).map_err(fatal("start the opener"))?) };
+    signals::put_off_renewals().map_err(fatal("wait for signals"))?;
     warn_of(&config);
     if let Some(Err(error)) = listen.notify_socket.as_deref().map(|place| supervisor.connect(place)) {
         warn!("NOTIFY_SOCKET is told nothing: {error}");
@@ -72,7 +81,7 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
     };
     let times = config.policy.timeouts;
     let learned = Arc::new(Shared::new().map_err(fatal("make a loop"))?);
-    let (house, needs) = house(config, listen, descriptors, plain, learned.clone())?;
+    let (house, renewal, needs) = house(config, listen, descriptors, plain, learned.clone(), peer, opener)?;
     let house = Arc::new(house);
     let prober = probed.filter(|_| listen.lazy).map(|server| Prober::begin(server, times, learned)).transpose();
     let prober = prober.map_err(|why| Fatal::System("learn what the server says", io::Error::other(why)))?;
@@ -112,7 +121,7 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
         info!("listening on {}, loops={} sessions={}", places.join(" "), loops.len(), house.most);
         supervisor.ready();
     }
-    let watch = Watch { signals, ended, loops, house, supervisor, drain: listen.drain };
+    let watch = Watch { signals, ended, loops, house, supervisor, drain: listen.drain, renewal };
     watch.until_the_end().map_err(fatal("wait for signals"))
 }
 
@@ -169,21 +178,29 @@ fn house(
     descriptors: u64,
     plain: Option<Target>,
     learned: Arc<Shared>,
-) -> Result<(House, Option<Needs>), Fatal> {
+    peer: Option<Peer>,
+    opener: Option<Opener>,
+) -> Result<(House, Option<Renewal>, Option<Needs>), Fatal> {
     let identity = identity(&config.identity);
     let is_served = identity.is_some() || !config.policy.way.ends_tls();
     if config.policy.require_tls && !is_served {
         return Err(Fatal::Usage("--require-tls, but there is no usable certificate".to_owned()));
     }
-    let (target, peer) = if is_served { (target(&config), peer(&config)) } else { (None, None) };
+    // One that is unusable now may be there at the next SIGHUP.
+    let target = if is_served || config.identity != IdentitySource::None { target(&config) } else { None };
     let mut needs = needs(target.as_ref(), peer.as_ref(), Vec::new());
     needs.targets.extend(plain.clone());
-    let secrets = Secrets { identity, peer };
-    let setups = secrets.identity.as_ref().map(|identity| secrets.set_up(identity));
+    peer.iter().for_each(|peer| peer.roots.keep());
+    let secrets = Secrets { identity: None, peer };
+    let setups = identity.as_ref().map(|identity| secrets.set_up(identity));
     let setups =
         setups.transpose().map_err(|error| Fatal::System("set up TLS", io::Error::other(error.to_string())))?;
-    let mut policy = config.policy;
-    policy.offer_tls = is_served;
+    let current = Arc::new(Current::default());
+    current.set(setups);
+    let made = identity.filter(|_| matches!(config.identity, IdentitySource::SelfSigned(_)));
+    let renewal = opener.and_then(|opener| Renewal::new(opener, &config.identity, made, secrets.peer, current.clone()));
+    let bare = Policy { offer_tls: false, ..config.policy.clone() };
+    let policy = Policy { offer_tls: true, ..config.policy };
     privileges::become_user(config.uid, config.gid)
         .and_then(|()| privileges::harden())
         .map_err(|error| Fatal::System("drop privileges", error))?;
@@ -193,7 +210,8 @@ fn house(
     }
     let house = House {
         policy: Arc::new(policy),
-        setups,
+        bare: Arc::new(bare),
+        setups: current,
         target,
         send_proxy: config.send_proxy,
         relay: config.relay,
@@ -204,7 +222,7 @@ fn house(
         most: listen.most.min(fitting),
         stage: AtomicU8::new(Stage::Serve as u8),
     };
-    Ok((house, config.sandbox.then_some(Needs { listens: true, ..needs })))
+    Ok((house, renewal, config.sandbox.then_some(Needs { listens: true, ..needs })))
 }
 
 /// A loop's thread. Returns its exit code.

@@ -2,6 +2,7 @@
 
 pub mod listen;
 mod probe;
+mod renewal;
 pub mod ucspi;
 mod watch;
 mod worker;

@@ -7,12 +7,14 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
 use mio::Token;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
 
 use crate::engine::Backend;
 use crate::engine::talk::Talk;
@@ -48,15 +50,17 @@ const TOLD: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Shared {
     learned: Mutex<Option<Arc<Learned>>>,
-    /// Readable when a session has doubted it.
+    /// Readable when somebody has doubted it.
     doubted: OwnedFd,
+    /// It was the operator, who wants it learned anew whatever was found out.
+    is_renewed: AtomicBool,
 }
 
 impl Shared {
     /// Nothing yet.
     pub(super) fn new() -> io::Result<Self> {
         let doubted = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { learned: Mutex::new(None), doubted })
+        Ok(Self { learned: Mutex::new(None), doubted, is_renewed: AtomicBool::new(false) })
     }
 
     /// What is learned at present.
@@ -72,6 +76,12 @@ impl Shared {
     pub(super) fn doubt(&self) {
         // It can't be full.
         let _ = rustix::io::write(&self.doubted, &1_u64.to_ne_bytes());
+    }
+
+    /// The operator wants the next probe at once.
+    pub(super) fn renew(&self) {
+        self.is_renewed.store(true, Ordering::Release);
+        self.doubt();
     }
 
     fn take_doubt(&self) -> bool {
@@ -143,26 +153,29 @@ impl Prober {
 
     /// Probes whenever it is time to, for as long as the process lives.
     pub(super) fn run(mut self) {
-        while self.certainty != Certainty::Never {
-            let left = self.due.saturating_duration_since(Instant::now());
-            if let Err(error) = wait(&*self.shared, PollFlags::IN, left)
-                && error.kind() != io::ErrorKind::TimedOut
-            {
-                return warn!("no more probes: {error}");
+        loop {
+            let is_due = (self.certainty != Certainty::Never).then_some(self.due);
+            let left = is_due.map(|due| due.saturating_duration_since(Instant::now()));
+            let left = left.map(|left| Timespec::try_from(left).unwrap_or_default());
+            match poll(&mut [PollFd::new(&*self.shared, PollFlags::IN)], left.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => self.tend(),
+                Err(error) => return warn!("{} is not probed any more: {error}", self.server.name()),
             }
-            self.tend();
         }
     }
 
     /// Probes if it is time to, or if somebody doubts.
     fn tend(&mut self) {
-        if self.certainty == Certainty::Never {
-            return;
-        }
-        if self.shared.take_doubt() {
+        let is_doubted = self.shared.take_doubt();
+        if self.shared.is_renewed.swap(false, Ordering::Acquire) {
+            self.due = Instant::now();
+            if self.certainty == Certainty::Never {
+                self.certainty = Certainty::Once;
+            }
+        } else if is_doubted {
             self.due = self.due.min(self.last + AT_LEAST);
         }
-        if Instant::now() < self.due {
+        if self.certainty == Certainty::Never || Instant::now() < self.due {
             return;
         }
         let outcome = self.probe();

@@ -226,8 +226,17 @@ pub(super) fn identity(source: &IdentitySource) -> Option<Identity> {
 }
 
 pub(crate) fn from_files(cert: &Path, key: &Path) -> Result<Identity, String> {
+    from_files_by(cert, key, |path| std::fs::read(path))
+}
+
+/// The same for one who has another way to read a file.
+pub(super) fn from_files_by(
+    cert: &Path,
+    key: &Path,
+    octets: impl Fn(&Path) -> io::Result<Vec<u8>>,
+) -> Result<Identity, String> {
     // The certificate's file may hold the key too.
-    let read = |path: &Path| match std::fs::read(path) {
+    let read = |path: &Path| match octets(path) {
         Ok(text) => Ok(Zeroizing::new(text)),
         Err(error) => Err(format!("can't read {}: {error}", path.display())),
     };

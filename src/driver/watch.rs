@@ -1,7 +1,8 @@
 //! The main thread of a listener, once all loops run: what a signal, or the end of a loop, makes of them all.
 //!
 //! SIGTERM or SIGINT: nobody new is accepted, and sessions have `--drain` seconds; a second one, or their end, and each hears 421. Without
-//! one of the loops the others are to end too, and the supervisor starts us anew.
+//! one of the loops the others are to end too, and the supervisor starts us anew. SIGHUP: files are read again, and what the plaintext server
+//! says is learned anew.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,6 +19,7 @@ use crate::error::exit;
 use crate::sys::notify::Supervisor;
 use crate::sys::signals::{self, Wish};
 
+use super::renewal::Renewal;
 use super::worker::{House, Stage};
 
 /// A loop that runs.
@@ -38,6 +40,8 @@ pub(super) struct Watch {
     pub(super) supervisor: Supervisor,
     /// How long sessions may go on behind the first signal.
     pub(super) drain: Duration,
+    /// What SIGHUP reads again, if there is anything.
+    pub(super) renewal: Option<Renewal>,
 }
 
 impl Watch {
@@ -45,7 +49,7 @@ impl Watch {
     ///
     /// # Errors
     /// It can't wait.
-    pub(super) fn until_the_end(self) -> io::Result<u8> {
+    pub(super) fn until_the_end(mut self) -> io::Result<u8> {
         let (mut ended, mut due) = (0, None::<Instant>);
         while ended == 0 || due.is_some() && ended < self.loops.len() as u64 {
             let left = due.map(|due| due.saturating_duration_since(Instant::now()));
@@ -70,11 +74,19 @@ impl Watch {
                     due = Some(Instant::now() + self.drain);
                     self.tell(Stage::Drain);
                 }
+                Some(Wish::Renew) if due.is_none() => self.renew(),
                 Some(Wish::Renew) | None => {}
             }
         }
         self.tell(Stage::End);
         Ok(self.loops.into_iter().map(|one| one.thread.join().unwrap_or(exit::BUG)).max().unwrap_or(exit::OVER))
+    }
+
+    fn renew(&mut self) {
+        self.supervisor.reloading();
+        self.renewal.iter_mut().for_each(Renewal::renew);
+        self.house.learned.renew();
+        self.supervisor.ready();
     }
 
     fn tell(&self, stage: Stage) {

@@ -19,7 +19,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
 use crate::client_info::ClientInfo;
-use crate::engine::{Asking, CLIENT_IN, CLIENT_OUT, Crowd, Front, OTHERS, Parts, Secrets, Setups, Source};
+use crate::engine::{Asking, CLIENT_IN, CLIENT_OUT, Crowd, Front, OTHERS, Parts, Secrets, Source};
 use crate::proxy::{Header, Version};
 use crate::session::policy::RelayMode;
 use crate::session::{Policy, StandIn};
@@ -30,12 +30,15 @@ use crate::sys::listener::{self, Accepted, Listening};
 use crate::sys::spawner::Spawner;
 
 use super::probe::Shared;
+use super::renewal::Current;
 
 /// What all loops of a listener serve by.
 #[derive(Debug)]
 pub(super) struct House {
     pub(super) policy: Arc<Policy>,
-    pub(super) setups: Option<Setups>,
+    /// The same for a session without a usable certificate.
+    pub(super) bare: Arc<Policy>,
+    pub(super) setups: Arc<Current>,
     pub(super) target: Option<Target>,
     pub(super) send_proxy: Option<Version>,
     pub(super) relay: RelayMode,
@@ -264,7 +267,8 @@ impl Worker {
             Ok(input) => input,
             Err(error) => return self.give_back(&format!("can't serve {client}: {error}")),
         };
-        let way = house.policy.way;
+        let (way, setups) = (house.policy.way, house.setups.get());
+        let policy = if setups.is_some() || !way.ends_tls() { house.policy.clone() } else { house.bare.clone() };
         let source = house.plain.clone().map_or(Source::Asked(ends), Source::Dialled);
         let stand_in = house.learned.get().and_then(|learned| StandIn::new(learned, Some(client.ip().to_canonical())));
         let parts = Parts {
@@ -273,11 +277,11 @@ impl Worker {
             holder: None,
             tls_server: None,
             info: ClientInfo::from(client),
-            policy: house.policy.clone(),
+            policy,
             target: house.target.clone(),
             proxy: house.send_proxy.map(|version| Some(Header { version, client, local, tls: way.ends_tls() })),
             secrets: Secrets { identity: None, peer: None },
-            setups: house.setups.clone(),
+            setups,
             relay: house.relay,
             terminations: None,
             started: now,

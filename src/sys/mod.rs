@@ -9,6 +9,7 @@ pub mod holder;
 pub mod inherited;
 pub mod listener;
 pub mod notify;
+pub mod opener;
 pub mod privileges;
 mod raw;
 pub mod sandbox;

@@ -14,6 +14,14 @@ pub fn terminations() -> io::Result<OwnedFd> {
     readable(&[Signal::SIGTERM, Signal::SIGINT])
 }
 
+/// Has a SIGHUP wait until [`of_a_listener`], whose start it would end otherwise.
+///
+/// # Errors
+/// The system call's.
+pub fn put_off_renewals() -> io::Result<()> {
+    Ok(SigSet::from(Signal::SIGHUP).thread_block()?)
+}
+
 /// The same with SIGHUP, to be told apart by [`next`].
 ///
 /// # Errors

@@ -2,7 +2,8 @@
 //!
 //! Contract: the usual backend shows our own leaf, and then nothing of this is read: the system's roots would cost 4.6 ms. What is
 //! one file (a bundle, CAFILE) is opened before the sandbox, which then need not let anything be opened; a folder's files can only
-//! be opened when they are read. A file that can't be opened or read is a reason in the refusal, not before.
+//! be opened when they are read. A file that can't be opened or read is a reason in the refusal, not before; but where it is read again
+//! ([`Roots::again`]) at once.
 
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
@@ -12,7 +13,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Where systems keep all their roots in one file: Debian, Arch, Gentoo; Fedora; its forebears; SUSE; Alpine.
 const BUNDLES: [&str; 5] = [
@@ -39,7 +40,12 @@ pub struct Roots {
 struct Opened {
     path: PathBuf,
     file: io::Result<File>,
+    /// What is in it, where that is kept.
+    kept: OnceLock<Content>,
 }
+
+/// The certificates of a file, as far as it goes, and what went wrong.
+type Content = (Vec<CertificateDer<'static>>, Option<String>);
 
 impl Roots {
     /// The certificates in a PEM file (CAFILE) and in all PEM files of a folder (CADIR). A self-signed certificate that is listed
@@ -74,13 +80,38 @@ impl Roots {
         &self.folders
     }
 
-    pub(super) fn read(&self) -> ReadRoots {
-        let mut found = Vec::new();
-        let mut trouble = None;
+    /// The file that is read, if there is one.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_ref().map(|opened| opened.path.as_path())
+    }
+
+    /// Reads the file now: what becomes of it later is of no account.
+    pub fn keep(&self) {
         if let Some(opened) = &self.file {
-            let read = opened.file.as_ref().map_err(ToString::to_string).and_then(|file| from_file(file, &mut found));
-            trouble = read.err().map(|error| format!("{}: {error}", opened.path.display()));
+            opened.kept.get_or_init(|| opened.content());
         }
+    }
+
+    /// The same roots, their file as `open` opens it now, and read.
+    ///
+    /// # Errors
+    /// It can't be opened or read, or there is no certificate in it.
+    pub fn again(&self, open: impl FnOnce(&Path) -> io::Result<File>) -> Result<Self, String> {
+        let Some(old) = &self.file else { return Ok(self.clone()) };
+        let new = Opened { path: old.path.clone(), file: open(&old.path), kept: OnceLock::new() };
+        match new.kept.get_or_init(|| new.content()) {
+            (_, Some(why)) => Err(why.clone()),
+            (found, None) if found.is_empty() => Err(format!("{}: no certificate in it", new.path.display())),
+            (_, None) => Ok(Self { file: Some(Arc::new(new)), ..self.clone() }),
+        }
+    }
+
+    pub(super) fn read(&self) -> ReadRoots {
+        let (mut found, mut trouble) = match &self.file {
+            Some(opened) => opened.kept.get().cloned().unwrap_or_else(|| opened.content()),
+            None => (Vec::new(), None),
+        };
         for folder in &self.folders {
             let more = load_certs_from_paths(None, Some(folder));
             found.extend(more.certs);
@@ -103,15 +134,21 @@ pub(super) struct ReadRoots {
 }
 
 fn opened(path: &Path) -> Arc<Opened> {
-    Arc::new(Opened { path: path.to_owned(), file: File::open(path) })
+    Arc::new(Opened { path: path.to_owned(), file: File::open(path), kept: OnceLock::new() })
 }
 
-/// The certificates of a PEM file, as far as it goes.
-fn from_file(file: &File, found: &mut Vec<CertificateDer<'static>>) -> Result<(), String> {
-    for certificate in CertificateDer::pem_reader_iter(BufReader::new(FromStart { file, at: 0 })) {
-        found.push(certificate.map_err(|error| error.to_string())?);
+impl Opened {
+    fn content(&self) -> Content {
+        let mut found = Vec::new();
+        let mut read = |file: &File| {
+            for certificate in CertificateDer::pem_reader_iter(BufReader::new(FromStart { file, at: 0 })) {
+                found.push(certificate.map_err(|error| error.to_string())?);
+            }
+            Ok(())
+        };
+        let outcome = self.file.as_ref().map_err(ToString::to_string).and_then(&mut read);
+        (found, outcome.err().map(|error| format!("{}: {error}", self.path.display())))
     }
-    Ok(())
 }
 
 /// Reads a file without its offset, which a second hand-over of the session would find at the end.

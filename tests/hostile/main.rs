@@ -19,11 +19,13 @@ mod operation;
 mod phases;
 mod proxy;
 mod raw;
+mod renewal;
 mod respawn;
 mod sandbox;
 mod scarcity;
 mod stalls;
 mod supervised;
+mod takeover;
 mod ucspi_tls;
 
 use support::*;

@@ -156,6 +156,12 @@ fn readiness_is_told_when_the_first_probe_has_succeeded_and_not_before() {
     assert_eq!(listener.line(), None, "the descriptor is closed behind its line");
     assert_eq!(listener.next_notice(), "READY=1");
     client(&holder).get(b"220 x\r\n").unwrap();
+    listener.kill(Signal::HUP);
+    let reloading = listener.next_notice();
+    let since = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").and_then(|since| since.parse::<i64>().ok());
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_sec * 1_000_000;
+    assert!(since.is_some_and(|since| (now - since).abs() < 60_000_000), "{reloading:?}, {now}");
+    assert_eq!(listener.next_notice(), "READY=1");
     listener.kill(Signal::TERM);
     assert_eq!(listener.next_notice(), "STOPPING=1");
 }

@@ -14,6 +14,7 @@ mod front;
 mod injection;
 mod jail;
 mod letter;
+mod listener;
 mod privileges;
 mod proxy;
 mod readme;

@@ -22,13 +22,18 @@ pub(crate) fn with(text: &str, words: &[(&str, &str)]) -> String {
     })
 }
 
-/// What `systemd-analyze verify` has to say of the two units with a change, and with this program, which must exist, for tcp-env.
-fn verified(program: &str, change: (&str, &str)) -> (bool, String) {
+/// The units of a UCSPI child, and what they name as the program; and those of a listener.
+const CHILD: (&[&str], &str) = (&["smtp-in.socket", "smtp-in@.service"], "/var/qmail/bin/tcp-env");
+const LISTENER: (&[&str], &str) =
+    (&["starttls-wrapper.socket", "starttls-wrapper@.service"], "/usr/local/bin/starttls-wrapper");
+
+/// What `systemd-analyze verify` has to say of these units with a change, and with this program, which must exist, for theirs.
+fn verified((units, theirs): (&[&str], &str), program: &str, change: (&str, &str)) -> (bool, String) {
     let stage = Stage::new();
     let mut command = stage.command(["systemd-analyze", "verify", "--man=no"]);
-    for name in ["smtp-in.socket", "smtp-in@.service"] {
+    for name in units {
         let unit = block_behind(&format!("`/etc/systemd/system/{name}`:"));
-        command.arg(stage.write(name, unit.replace("/var/qmail/bin/tcp-env", program).replace(change.0, change.1)));
+        command.arg(stage.write(name, unit.replace(theirs, program).replace(change.0, change.1)));
     }
     let done = stage.run(&mut command, b"");
     (done.status.success(), done.output)
@@ -36,16 +41,22 @@ fn verified(program: &str, change: (&str, &str)) -> (bool, String) {
 
 #[test]
 fn systemd_has_nothing_against_the_units() {
-    assert_eq!(verified("/bin/true", ("", "")), (true, String::new()));
+    for units in [CHILD, LISTENER] {
+        assert_eq!(verified(units, "/bin/true", ("", "")), (true, String::new()));
+    }
 }
 
 /// It would have: of a program that is missing, of an unknown setting, of a value that is none, of a socket without its section.
 #[test]
 fn systemd_names_what_is_wrong_with_units() {
-    let (is_good, said) = verified("/no/such/program", ("", ""));
-    assert!(!is_good && said.contains("Command /no/such/program is not executable"), "{said}");
-    for change in [("Accept=", "Acept="), ("StandardInput=socket", "StandardInput=sockets"), ("[Socket]\n", "")] {
-        let (_, said) = verified("/bin/true", change);
-        assert!(said.contains("smtp-in"), "{change:?}: {said:?}");
+    let changes = [("Accept=", "Acept="), ("StandardInput=socket", "StandardInput=sockets"), ("[Socket]\n", "")];
+    let others = [("KillMode=", "KilMode="), ("Type=notify", "Type=notice"), ("[Socket]\n", "")];
+    for (units, changes, name) in [(CHILD, changes, "smtp-in"), (LISTENER, others, "starttls-wrapper")] {
+        let (is_good, said) = verified(units, "/no/such/program", ("", ""));
+        assert!(!is_good && said.contains("Command /no/such/program is not executable"), "{said}");
+        for change in changes {
+            let (_, said) = verified(units, "/bin/true", change);
+            assert!(said.contains(name), "{change:?}: {said:?}");
+        }
     }
 }

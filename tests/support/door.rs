@@ -337,18 +337,29 @@ fn connect() -> (TcpStream, TcpStream) {
 /// A TLS client that trusts the certificate of this test run and no other.
 pub(crate) fn tls_client() -> Connection {
     static CONFIG: OnceLock<Arc<ClientConfig>> = OnceLock::new();
-    let config = CONFIG.get_or_init(|| {
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let only = Arc::new(OnlyOurs { provider });
-        Arc::new(ClientConfig::builder().dangerous().with_custom_certificate_verifier(only).with_no_client_auth())
-    });
+    tls_client_by(CONFIG.get_or_init(|| trusting(&certificate())))
+}
+
+/// One that trusts this certificate alone.
+pub(crate) fn tls_client_of(certificate: &Certificate) -> Connection {
+    tls_client_by(&trusting(certificate))
+}
+
+fn tls_client_by(config: &Arc<ClientConfig>) -> Connection {
     let name = ServerName::try_from("localhost").unwrap();
     Connection::Client(ClientConnection::new(Arc::clone(config), name).unwrap())
+}
+
+fn trusting(certificate: &Certificate) -> Arc<ClientConfig> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let only = Arc::new(OnlyOurs { provider, leaf: certificate.leaf().clone() });
+    Arc::new(ClientConfig::builder().dangerous().with_custom_certificate_verifier(only).with_no_client_auth())
 }
 
 #[derive(Debug)]
 struct OnlyOurs {
     provider: Arc<CryptoProvider>,
+    leaf: CertificateDer<'static>,
 }
 
 impl ServerCertVerifier for OnlyOurs {
@@ -360,7 +371,7 @@ impl ServerCertVerifier for OnlyOurs {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        if end_entity == certificate().leaf() {
+        if *end_entity == self.leaf {
             return Ok(ServerCertVerified::assertion());
         }
         Err(rustls::Error::General("not the certificate of this test run".to_owned()))
