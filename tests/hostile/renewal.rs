@@ -8,7 +8,7 @@ use rustix::process::{Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
 
 use crate::backend::Certificate;
-use crate::door::{Door, Shape, Start, certificate, tls_client_of};
+use crate::door::{Door, Shape, Start, certificate, credulous_tls_client, tls_client_of};
 use crate::stream::wait_until;
 use crate::supervised::children;
 use crate::wire::{PATIENCE, Wire};
@@ -99,6 +99,9 @@ fn put(folder: &Path, certificate: &Certificate) {
     }
 }
 
+/// What somebody does to the files.
+type Spoil<'a> = &'a dyn Fn(&Path);
+
 fn speaks(client: &mut Wire) {
     client.send(b"EHLO c\r\n");
     client.get(b"250-mx\r\n250 SIZE 9\r\n").unwrap();
@@ -122,7 +125,7 @@ fn new_clients_are_shown_the_new_certificate_and_old_sessions_go_on() {
 fn a_bad_file_is_one_line_and_leaves_the_old_in_force() {
     let (old, new) = (Certificate::new(), Certificate::new());
     let mut stage = Stage::keeping(&old);
-    let spoil: [(&str, &dyn Fn(&Path), &str); 6] = [
+    let spoil: [(&str, Spoil<'_>, &str); 6] = [
         ("another's key", &|folder| fs::write(folder.join("key.pem"), &old.key_pem).unwrap(), "does not belong"),
         ("no PEM", &|folder| fs::write(folder.join("cert.pem"), "x").unwrap(), "no certificate in it"),
         ("no file", &|folder| fs::remove_file(folder.join("key.pem")).unwrap(), "key.pem: No such file"),
@@ -163,6 +166,36 @@ fn a_certificate_that_was_unusable_at_the_start_is_offered_once_it_is_not() {
     speaks(&mut stage.secure(&good));
 }
 
+/// It is made in memory, and nothing makes it anew, though roots are read again beside it.
+#[test]
+fn a_self_signed_certificate_stays() {
+    let roots = TempDir::new().unwrap();
+    let file = roots.path().join("roots.pem");
+    fs::write(&file, &certificate().certificate_pem).unwrap();
+    let options = ["--self-signed", "mx.example", "--backend-ca", file.to_str().unwrap(), "--lazy=no"];
+    let program = ["/bin/sh", "-c", "printf '220 mx\\r\\n'; cat >/dev/null"];
+    let start = Start { options: &options, program: Some(&program), certificate: false, ..Start::USUAL };
+    let mut door = Door::open(&Start { shape: Shape::Listener, ..start });
+    door.backend.listen();
+    let mut shown = Vec::new();
+    for _ in 0..2 {
+        door.connect();
+        door.client.as_mut().unwrap().get(b"220 mx\r\n").unwrap();
+        door.client.as_mut().unwrap().send(b"STARTTLS\r\n");
+        door.backend.forget();
+        door.backend.wire().unwrap().send(b"220 b\r\n");
+        let client = door.client.as_mut().unwrap();
+        client.get(b"220 2.0.0 Ready to start TLS\r\n").unwrap();
+        client.secure(credulous_tls_client()).unwrap();
+        shown.push(client.tls().unwrap().peer_certificates().unwrap()[0].clone());
+        if shown.len() == 1 {
+            door.kill(Signal::HUP);
+            assert!(wait_until(PATIENCE, || door.said().contains(RENEWED)), "{}", door.said());
+        }
+    }
+    assert_eq!(shown[0], shown[1]);
+}
+
 /// The file that says who may vouch for HOST is overwritten in place, so that what is bad is bad for whoever reads it late.
 #[test]
 fn whom_host_may_be_is_read_again_too() {
@@ -185,7 +218,6 @@ fn whom_host_may_be_is_read_again_too() {
         }
         stage.door.client.as_mut().unwrap().get(reply).unwrap_or_else(|why| panic!("{why}: {}", stage.door.said()));
     };
-    ask(&mut stage, b"454 4.7.0 TLS not available\r\n");
     fs::write(&file, &certificate().certificate_pem).unwrap();
     ask(&mut stage, b"454 4.7.0 TLS not available\r\n");
     assert!(stage.renew().contains(RENEWED));

@@ -337,12 +337,17 @@ fn connect() -> (TcpStream, TcpStream) {
 /// A TLS client that trusts the certificate of this test run and no other.
 pub(crate) fn tls_client() -> Connection {
     static CONFIG: OnceLock<Arc<ClientConfig>> = OnceLock::new();
-    tls_client_by(CONFIG.get_or_init(|| trusting(&certificate())))
+    tls_client_by(CONFIG.get_or_init(|| trusting(Some(&certificate()))))
 }
 
 /// One that trusts this certificate alone.
 pub(crate) fn tls_client_of(certificate: &Certificate) -> Connection {
-    tls_client_by(&trusting(certificate))
+    tls_client_by(&trusting(Some(certificate)))
+}
+
+/// One that trusts anybody.
+pub(crate) fn credulous_tls_client() -> Connection {
+    tls_client_by(&trusting(None))
 }
 
 fn tls_client_by(config: &Arc<ClientConfig>) -> Connection {
@@ -350,16 +355,16 @@ fn tls_client_by(config: &Arc<ClientConfig>) -> Connection {
     Connection::Client(ClientConnection::new(Arc::clone(config), name).unwrap())
 }
 
-fn trusting(certificate: &Certificate) -> Arc<ClientConfig> {
+fn trusting(certificate: Option<&Certificate>) -> Arc<ClientConfig> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let only = Arc::new(OnlyOurs { provider, leaf: certificate.leaf().clone() });
+    let only = Arc::new(OnlyOurs { provider, leaf: certificate.map(|one| one.leaf().clone()) });
     Arc::new(ClientConfig::builder().dangerous().with_custom_certificate_verifier(only).with_no_client_auth())
 }
 
 #[derive(Debug)]
 struct OnlyOurs {
     provider: Arc<CryptoProvider>,
-    leaf: CertificateDer<'static>,
+    leaf: Option<CertificateDer<'static>>,
 }
 
 impl ServerCertVerifier for OnlyOurs {
@@ -371,7 +376,7 @@ impl ServerCertVerifier for OnlyOurs {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        if *end_entity == self.leaf {
+        if self.leaf.as_ref().is_none_or(|leaf| leaf == end_entity) {
             return Ok(ServerCertVerified::assertion());
         }
         Err(rustls::Error::General("not the certificate of this test run".to_owned()))
