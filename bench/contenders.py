@@ -56,7 +56,7 @@ def wrapper(name, *options, backend="tls", ways=("plain", "starttls"), note=""):
 
     def command(run, prog):
         stage = run.stage
-        words = [stage.wrapper, *options, *(["--cert", stage.cert, "--key", stage.key] if "raw" not in options else [])]
+        words = [stage.wrapper, *(stage.tickets if word == "{tickets}" else word for word in options), *(["--cert", stage.cert, "--key", stage.key] if "raw" not in options else [])]
         if backend:
             words += ["--trusted-loopback"] * ("--trusted-loopback" in stage.wrapper_help)  # older builds do not know it
             words += ["127.0.0.1", servers[backend](run, prog)]
@@ -75,6 +75,11 @@ def ours():
             wrapper("ours respawn", "--way", "respawn", backend=None, **tls, note="--way respawn: one TLS leg, to a fresh PROG"),
             wrapper("ours raw", "--way", "raw", backend="raw", **tls,
                     note="--way raw: the client's TLS goes to HOST PORT by splice, a server that speaks TLS (rustls) and does not greet")]
+
+
+def with_tickets():
+    """Whose clients may resume: without the option a process that serves one of them gives no ticket."""
+    return wrapper("ours tickets", "--ticket-keys", "{tickets}", ways=("starttls",), note="ours with --ticket-keys FILE")
 
 
 def raw_in_clear():

@@ -55,7 +55,7 @@ fn a_record_costs_no_allocation_of_ours() {
     let trust =
         Trust { own_leaf: Some(identity.leaf().clone()), roots: Roots::default(), name: name.clone(), insecure: false };
     let mut client = Leg::connect(&client_setup(trust).unwrap(), name).unwrap();
-    let mut server = Leg::accept(&server_setup(&identity).unwrap()).unwrap();
+    let mut server = Leg::accept(&server_setup(&identity, None).unwrap()).unwrap();
     let mut received = 0;
     while client.wants_write() || server.wants_write() {
         carry(&mut client, &mut server, &mut received);

@@ -6,6 +6,7 @@ use zeroize::Zeroizing;
 
 use super::table::Table;
 use crate::cli::{Config, IdentitySource};
+use crate::driver::tickets;
 use crate::driver::ucspi;
 use crate::logging::escape;
 use crate::tls::{
@@ -28,13 +29,20 @@ pub(super) fn check(config: &Config, greeted_as: Option<&str>, table: &mut Table
         IdentitySource::SelfSigned(name) => return self_signed(name, table),
         IdentitySource::Files { cert, key } => (cert, key),
     };
-    let identity = ucspi::from_files(cert, key).and_then(|identity| match server_setup(&identity) {
+    let identity = ucspi::from_files(cert, key).and_then(|identity| match server_setup(&identity, None) {
         Ok(_) => Ok(identity),
         Err(error) => Err(format!("certificate {}, key {}: {error}", cert.display(), key.display())),
     });
     match &identity {
         Ok(_) => table.ok("certificate", &format!("{}: key {} fits", cert.display(), key.display())),
         Err(why) => table.problem("certificate", why, "STARTTLS is not offered with it: mend it, or name another."),
+    }
+    match config.ticket_keys.as_deref().map(tickets::from_file) {
+        Some(Ok(_)) => table.ok("ticket keys", "in order"),
+        Some(Err(why)) => {
+            table.problem("ticket keys", &why, "Clients resume nothing: a line of openssl rand -base64 48 is a key.")
+        }
+        None => {}
     }
     let chain =
         std::fs::read(cert).map(Zeroizing::new).ok().and_then(|text| certificates(&text).ok()).unwrap_or_default();

@@ -36,6 +36,8 @@ pub struct Config {
     pub arguments: Vec<OsString>,
     /// Who we are to the client.
     pub identity: IdentitySource,
+    /// The file of keys for session tickets; only with a certificate of a file.
+    pub ticket_keys: Option<PathBuf>,
     /// Certificates that the backend is checked against.
     pub ca_file: Option<PathBuf>,
     /// A directory of them; from CADIR, which a typed `--backend-ca` puts out of force.
@@ -123,6 +125,7 @@ impl Config {
         let backend_source = backend_source(&typed, host)?;
         let is_told = send_proxy.is_some() || backend_source.is_some() || typed.times(Id::TrustedLoopback) > 0;
         Ok(Self {
+            ticket_keys: ticket_keys(&typed, &identity)?,
             identity,
             ca_file: typed.value(Id::BackendCa).map(PathBuf::from),
             // A typed trust anchor is not widened by what happens to be in the environment.
@@ -170,15 +173,15 @@ fn refuse_idle(typed: &Typed) -> Result<(), Fatal> {
         Id::GreetingTimeout,
     ];
     // What is about our certificate and TLS with the client, and what about the dialogue before it.
-    let own = [Id::Cert, Id::Key, Id::SelfSigned, Id::HandshakeTimeout];
+    let own = [Id::Cert, Id::Key, Id::SelfSigned, Id::TicketKeys, Id::HandshakeTimeout];
     let snoop = [Id::RequireTls, Id::Refusals, Id::Cutoff];
     let idle = match typed.way {
         Way::Tls | Way::TlsLate => Vec::new(),
         Way::Plain | Way::PlainLate => tls.to_vec(),
         Way::Keep => [&tls[..], &host].concat(),
         Way::Respawn => [&tls[..], &host[..5]].concat(),
-        Way::UcspiTls => [&own[..3], &tls, &host].concat(),
-        Way::UcspiRespawn => [&own[..3], &tls, &host[..5]].concat(),
+        Way::UcspiTls => [&own[..4], &tls, &host].concat(),
+        Way::UcspiRespawn => [&own[..4], &tls, &host[..5]].concat(),
         Way::Raw => [&own[..], &tls, &[Id::ProxyFacts, Id::Replay, Id::GreetingTimeout, Id::ReplayTimeout]].concat(),
         Way::Mute => [&own[..], &tls, &snoop, &host[..6]].concat(),
     };
@@ -251,6 +254,20 @@ fn identity(typed: &Typed) -> Result<IdentitySource, Fatal> {
         }
         (None, Some(_)) => usage("a key without a certificate: --cert (or CERTFILE) is missing".to_owned()),
         (None, None) => Ok(IdentitySource::None),
+    }
+}
+
+fn ticket_keys(typed: &Typed, identity: &IdentitySource) -> Result<Option<PathBuf>, Fatal> {
+    match (typed.value(Id::TicketKeys), identity) {
+        (None, _) => Ok(None),
+        (Some(path), IdentitySource::Files { .. }) => Ok(Some(path.into())),
+        (Some(_), IdentitySource::None) => {
+            usage("--ticket-keys: there is no TLS without a certificate (--cert)".to_owned())
+        }
+        (Some(_), IdentitySource::SelfSigned(_)) => usage(
+            "--self-signed makes another certificate each time, for which no ticket counts: leave out --ticket-keys"
+                .to_owned(),
+        ),
     }
 }
 

@@ -46,6 +46,27 @@ fn a_proxy_header_is_of_version_1_or_2_and_for_host() {
 }
 
 #[test]
+fn ticket_keys_are_for_tls_of_ours_and_a_certificate_that_lasts() {
+    assert_eq!(config("--cert c").ticket_keys, None);
+    assert_eq!(config("--cert c --ticket-keys f").ticket_keys, Some("f".into()));
+    for way in ["keep", "respawn"] {
+        let config = with(&format!("--way {way} --cert c --ticket-keys f prog"), &[]).unwrap();
+        assert_eq!(config.ticket_keys, Some("f".into()));
+    }
+    assert!(with("--listen 127.0.0.1:25 --ticket-keys f localhost 465 prog", &[("CERTFILE", "c")]).is_ok());
+    assert!(refused("--ticket-keys f").starts_with("--ticket-keys: there is no TLS without a certificate"));
+    assert!(refused("--self-signed mx --ticket-keys f").ends_with("leave out --ticket-keys"));
+    for line in
+        ["--way raw --ticket-keys f localhost 465 p", "--way ucspi-tls --ticket-keys f p", "--mute --ticket-keys f p"]
+    {
+        let why = with(line, &[("CERTFILE", "c")]).unwrap_err();
+        assert!(why.starts_with("--ticket-keys says nothing with --"), "{why}");
+    }
+    let why = with("--way ucspi-tls-respawn --ticket-keys f p", &[]).unwrap_err();
+    assert_eq!(why, "--ticket-keys says nothing with --way ucspi-tls-respawn");
+}
+
+#[test]
 fn facts_come_late_with_version_2_where_host_is_spoken_to_and_the_tls_is_ours() {
     let way = |line: &str| with(line, &[]).map(|config| config.policy.way);
     let host = "localhost 465 p";

@@ -7,6 +7,7 @@ pub enum Id {
     Cert,
     Key,
     SelfSigned,
+    TicketKeys,
     Way,
     Mute,
     Told,
@@ -173,7 +174,7 @@ impl OptionSpec {
 }
 
 /// The table.
-pub const OPTIONS: [OptionSpec; 51] = [
+pub const OPTIONS: [OptionSpec; 52] = [
     valued(Id::Cert, "cert", "FILE", "", Group::Certificate, "our certificate chain, PEM").with_env("CERTFILE"),
     valued(Id::Key, "key", "FILE", "the --cert file", Group::Certificate, "the private key of --cert, PEM")
         .with_env("KEYFILE"),
@@ -184,6 +185,14 @@ pub const OPTIONS: [OptionSpec; 51] = [
         "",
         Group::Certificate,
         "instead: a throw-away certificate for NAME, made in memory",
+    ),
+    valued(
+        Id::TicketKeys,
+        "ticket-keys",
+        "FILE",
+        "",
+        Group::Certificate,
+        "clients may resume sessions by tickets of these keys",
     ),
     valued(Id::Way, "way", "WAY", "tls", Group::Backend, "who is behind TLS, HOST or PROG, and how it is reached"),
     flag(Id::Mute, "mute", Group::Backend, "behind HOST's TLS in --way raw; =always, =PORT,...: whom to mute"),

@@ -28,9 +28,11 @@ use crate::sys::opener::Opener;
 use crate::sys::sandbox::{self, Confined, Needs};
 use crate::sys::spawner::{Order, Spawner};
 use crate::sys::{handed, inherited, privileges, signals};
+use crate::tls::Tickets;
 
 use super::probe::{Prober, Server, Shared};
 use super::renewal::{self, Current, Renewal};
+use super::tickets;
 use super::ucspi::{identity, needs, peer, target, warn_of};
 use super::watch::{Loop, Over, Watch, event};
 use super::worker::{House, Stage, Worker};
@@ -191,14 +193,15 @@ fn house(
     let mut needs = needs(target.as_ref(), peer.as_ref(), Vec::new());
     needs.targets.extend(plain.clone());
     peer.iter().for_each(|peer| peer.roots.keep());
-    let secrets = Secrets { identity: None, peer };
+    let tickets = tickets(&config)?;
+    let secrets = Secrets { identity: None, tickets, peer };
     let setups = identity.as_ref().map(|identity| secrets.set_up(identity));
     let setups =
         setups.transpose().map_err(|error| Fatal::System("set up TLS", io::Error::other(error.to_string())))?;
     let current = Arc::new(Current::default());
     current.set(setups);
     let made = identity.filter(|_| matches!(config.identity, IdentitySource::SelfSigned(_)));
-    let renewal = opener.and_then(|opener| Renewal::new(opener, &config.identity, made, secrets.peer, current.clone()));
+    let renewal = opener.and_then(|opener| Renewal::new(opener, &config, made, secrets, current.clone()));
     let bare = Policy { offer_tls: false, ..config.policy.clone() };
     let policy = Policy { offer_tls: true, ..config.policy };
     privileges::become_user(config.uid, config.gid)
@@ -223,6 +226,17 @@ fn house(
         stage: AtomicU8::new(Stage::Serve as u8),
     };
     Ok((house, renewal, config.sandbox.then_some(Needs { listens: true, ..needs })))
+}
+
+/// Where tickets come from, if there may be TLS of ours: of one source for all loops.
+fn tickets(config: &Config) -> Result<Option<Tickets>, Fatal> {
+    let unusable = |why| Fatal::System("give session tickets", io::Error::other(why));
+    let found = match &config.ticket_keys {
+        _ if config.identity == IdentitySource::None => return Ok(None),
+        Some(path) => tickets::from_file(path),
+        None => Tickets::in_memory().map_err(|error| error.to_string()),
+    };
+    found.map(Some).map_err(unusable)
 }
 
 /// A loop's thread. Returns its exit code.

@@ -3,6 +3,7 @@
 pub mod listen;
 mod probe;
 mod renewal;
+pub(crate) mod tickets;
 pub mod ucspi;
 mod watch;
 mod worker;

@@ -1,4 +1,4 @@
-//! What SIGHUP reads again: certificate and key, and the file of those who may vouch for HOST.
+//! What SIGHUP reads again: certificate and key, the keys for session tickets, and the file of those who may vouch for HOST.
 //!
 //! Contract: all of it or nothing. What is read is made into the TLS of new sessions first, and takes the old one's place only then; where
 //! anything is wrong the old stays in force, and one line says why. Sessions that run keep what they began with. A folder of roots (CADIR)
@@ -14,8 +14,9 @@ use log::{info, warn};
 use crate::cli::{Config, IdentitySource};
 use crate::engine::{Peer, Secrets, Setups};
 use crate::sys::opener::Opener;
-use crate::tls::Identity;
+use crate::tls::{Identity, Tickets};
 
+use super::tickets;
 use super::ucspi::from_files_by;
 
 /// The longest certificate or key file that is read again: a chain with its key has some KiB.
@@ -40,6 +41,9 @@ impl Current {
 pub(super) struct Renewal {
     opener: Opener,
     identity: Source,
+    /// Where tickets come from: a file, or what was made at the start.
+    ticket_keys: Option<PathBuf>,
+    tickets: Option<Tickets>,
     peer: Option<Peer>,
     current: Arc<Current>,
 }
@@ -60,24 +64,30 @@ pub(super) fn files(config: &Config, peer: Option<&Peer>) -> Vec<PathBuf> {
         IdentitySource::Files { cert, key } => vec![cert.clone(), key.clone()],
         IdentitySource::None | IdentitySource::SelfSigned(_) => Vec::new(),
     };
-    identity.into_iter().chain(peer.and_then(|peer| peer.roots.file()).map(Path::to_owned)).collect()
+    identity
+        .into_iter()
+        .chain(config.ticket_keys.clone())
+        .chain(peer.and_then(|peer| peer.roots.file()).map(Path::to_owned))
+        .collect()
 }
 
 impl Renewal {
     /// `made` is the identity of `--self-signed`. `None`: there is no TLS of ours that could be made anew.
     pub(super) fn new(
         opener: Opener,
-        source: &IdentitySource,
+        config: &Config,
         made: Option<Identity>,
-        peer: Option<Peer>,
+        secrets: Secrets,
         current: Arc<Current>,
     ) -> Option<Self> {
-        let identity = match (source, made) {
+        let identity = match (&config.identity, made) {
             (IdentitySource::Files { cert, key }, _) => Source::Files { cert: cert.clone(), key: key.clone() },
             (IdentitySource::SelfSigned(_), Some(made)) => Source::Made(made),
             (IdentitySource::SelfSigned(_), None) | (IdentitySource::None, _) => return None,
         };
-        Some(Self { opener, identity, peer, current })
+        let ticket_keys = config.ticket_keys.clone();
+        let Secrets { tickets, peer, .. } = secrets;
+        Some(Self { opener, identity, ticket_keys, tickets, peer, current })
     }
 
     /// Reads all again, and says what came of it.
@@ -85,7 +95,7 @@ impl Renewal {
         match self.read() {
             Ok(setups) => {
                 self.current.set(Some(setups));
-                info!("SIGHUP: certificate, key and roots were read again, for new sessions");
+                info!("SIGHUP: certificate, keys and roots were read again, for new sessions");
             }
             Err(why) => warn!("SIGHUP: what was read before stays in force: {why}"),
         }
@@ -104,7 +114,11 @@ impl Renewal {
             let roots = peer.roots.again(|path| self.opener.open(path))?;
             Ok::<_, String>(Peer { roots, name: peer.name.clone(), insecure: peer.insecure })
         };
-        let secrets = Secrets { identity: None, peer: self.peer.as_ref().map(again).transpose()? };
+        let tickets = match &self.ticket_keys {
+            Some(path) => Some(tickets::from_file_by(path, |path| self.opener.open(path))?),
+            None => self.tickets.clone(),
+        };
+        let secrets = Secrets { identity: None, tickets, peer: self.peer.as_ref().map(again).transpose()? };
         secrets.set_up(identity).map_err(|error| error.to_string())
     }
 }

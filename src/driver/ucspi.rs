@@ -1,7 +1,7 @@
 //! One session on descriptors 0 and 1, as a child of tcpserver, s6-tcpserver, inetd or systemd.
 //!
 //! Start-up is part of the data path, and its order is the contract: with `--way respawn` the place of the second child, which
-//! is a copy of us; the child, so that its greeting never waits for us; then certificate and key, and roots are opened; then the
+//! is a copy of us; the child, so that its greeting never waits for us; then certificate and keys, and roots are opened; then the
 //! ids are dropped; then the sandbox; and only then is the client's first octet read. With `--require-tls` the certificate comes before the child: without it there is no service to start.
 
 use std::io;
@@ -28,6 +28,8 @@ use crate::sys::holder::Holder;
 use crate::sys::sandbox::{self, Confined, Needs};
 use crate::sys::{inherited, privileges, signals};
 use crate::tls::{Identity, Roots, UnixTime};
+
+use super::tickets;
 
 /// What is said where HOST can't tell a client from this host.
 const HAZARD: &str = "HOST takes every client in TLS for this host: an open relay, if it relays for loopback \
@@ -64,7 +66,10 @@ pub fn serve(config: Config) -> Result<u8, Fatal> {
     let told = tls_server.iter().filter_map(|server| server.pid);
     let children = child.iter().map(Child::pid).chain(holder.iter().map(Holder::pid)).chain(told).collect();
     let needs = config.sandbox.then(|| needs(target.as_ref(), peer.as_ref(), children));
-    let secrets = Secrets { identity, peer };
+    let tickets = config.ticket_keys.as_deref().filter(|_| identity.is_some()).and_then(|path| {
+        tickets::from_file(path).inspect_err(|why| warn!("clients get no session tickets: {why}")).ok()
+    });
+    let secrets = Secrets { identity, tickets, peer };
     let mut conn = Parted::new(config, secrets, target, child, holder, tls_server, started)
         .map_err(|error| turn_away("watch the client", error))?;
     if let Err(error) = dropped {

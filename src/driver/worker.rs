@@ -280,7 +280,7 @@ impl Worker {
             policy,
             target: house.target.clone(),
             proxy: house.send_proxy.map(|version| Some(Header { version, client, local, tls: way.ends_tls() })),
-            secrets: Secrets { identity: None, peer: None },
+            secrets: Secrets::default(),
             setups,
             relay: house.relay,
             terminations: None,

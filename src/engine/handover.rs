@@ -10,7 +10,7 @@ use mio::Interest;
 use crate::sys::dial::{self, Address, Resolver, Target};
 use crate::sys::end::{End, Registry};
 use crate::tls::{
-    CertificateDer, ClientConfig, Identity, Roots, ServerConfig, ServerName, TlsError, Trust, client_setup,
+    CertificateDer, ClientConfig, Identity, Roots, ServerConfig, ServerName, Tickets, TlsError, Trust, client_setup,
     server_name, server_setup,
 };
 
@@ -18,10 +18,12 @@ use super::backend::Backend;
 use super::tokens::{BACKEND, RESOLVED};
 
 /// What the TLS legs are made from. Nothing of it is touched before a STARTTLS comes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Secrets {
     /// Our certificate and key, where they are usable.
     pub identity: Option<Identity>,
+    /// Where tickets for clients come from; `None`: there are none.
+    pub tickets: Option<Tickets>,
     /// How the backend is known, where it speaks TLS.
     pub peer: Option<Peer>,
 }
@@ -51,7 +53,7 @@ impl Secrets {
     /// The key fits no provider, or HOST's name is none.
     pub fn set_up(&self, identity: &Identity) -> Result<Setups, TlsError> {
         let client = self.peer.as_ref().map(|peer| peer.set_up(Some(identity.leaf().clone())));
-        Ok(Setups { server: server_setup(identity)?, client: client.transpose()? })
+        Ok(Setups { server: server_setup(identity, self.tickets.as_ref())?, client: client.transpose()? })
     }
 }
 

@@ -99,8 +99,9 @@ impl core::fmt::Display for Mode<'_> {
             write!(f, " group={group}")?;
         }
         match &facts.sni {
-            Some(name) => write!(f, " sni={}", escape(name.as_bytes(), NAME)),
-            None => f.write_str(" sni=-"),
+            Some(name) => write!(f, " sni={}", escape(name.as_bytes(), NAME))?,
+            None => f.write_str(" sni=-")?,
         }
+        write!(f, " resumed={}", if facts.resumed { "yes" } else { "no" })
     }
 }

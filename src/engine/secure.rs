@@ -63,8 +63,9 @@ impl Conn {
         if self.setups.is_none() {
             let identity = self.secrets.identity.as_ref().ok_or("there is no certificate")?;
             self.setups = Some(self.secrets.set_up(identity).map_err(|error| error.to_string())?);
-            // The key is loaded: the octets of its file are wiped.
+            // The keys are loaded: the octets of their files are wiped.
             self.secrets.identity = None;
+            self.secrets.tickets = None;
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError, UnbufferedConnectionCommon,
     UnbufferedStatus, WriteTraffic,
 };
-use rustls::{ClientConfig, CommonState, ProtocolVersion, ServerConfig};
+use rustls::{ClientConfig, CommonState, HandshakeKind, ProtocolVersion, ServerConfig};
 use std::any::Any;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,6 +25,7 @@ use std::sync::Arc;
 use super::buffer::{HANDSHAKE_CAP, Incoming, Outgoing, TRAFFIC_CAP};
 use super::error::TlsError;
 use super::setup::take_server_name_seen;
+use super::tickets;
 
 /// Most plaintext in one record (RFC 8446 5.1).
 const RECORD_PLAINTEXT: usize = 16 * 1024;
@@ -38,6 +39,10 @@ pub struct Leg {
     side: Side,
     wire: Wire,
     sni: Option<String>,
+    /// When the session that is resumed began.
+    began: Option<u64>,
+    /// Nothing waits but a ticket, which has time until something else does.
+    is_in_no_hurry: bool,
     close_queued: bool,
     failed: Option<TlsError>,
 }
@@ -69,6 +74,8 @@ pub struct Facts {
     pub alpn: Option<Vec<u8>>,
     /// Server side: the name that the client asked for.
     pub sni: Option<String>,
+    /// Whether it goes on from an earlier session's secret: no certificate was shown.
+    pub resumed: bool,
 }
 
 impl Leg {
@@ -88,7 +95,15 @@ impl Leg {
     }
 
     fn over(side: Side) -> Self {
-        Self { side, wire: Wire::default(), sni: None, close_queued: false, failed: None }
+        Self {
+            side,
+            wire: Wire::default(),
+            sni: None,
+            began: None,
+            is_in_no_hurry: false,
+            close_queued: false,
+            failed: None,
+        }
     }
 
     /// Spare space to read ciphertext into; may allocate. Empty only if nothing more is wanted: the leg failed, or the peer has
@@ -112,15 +127,7 @@ impl Leg {
     /// Errors: everything in [`TlsError`] but `Setup`, `NotReady` and `AfterClose`. Plaintext of records before the bad one has been
     /// delivered. A panic of `sink` is caught and fails the leg too.
     pub fn handle_records(&mut self, sink: &mut dyn FnMut(&[u8])) -> Result<(), TlsError> {
-        let handshaking = self.is_handshaking();
-        if handshaking {
-            take_server_name_seen();
-        }
-        let result = self.perform(Task::Receive(sink));
-        if handshaking {
-            self.sni = take_server_name_seen().or(self.sni.take());
-        }
-        result?;
+        if self.is_handshaking() { self.shake_hands(sink) } else { self.perform(Task::Receive(sink)) }?;
         if self.wire.peer_closed {
             // RFC 8446 6.1: whatever follows a close_notify is ignored.
             self.wire.incoming.clear();
@@ -128,6 +135,23 @@ impl Leg {
             return Err(self.fail(TlsError::HandshakeTooLarge));
         }
         Ok(())
+    }
+
+    fn shake_hands(&mut self, sink: &mut dyn FnMut(&[u8])) -> Result<(), TlsError> {
+        take_server_name_seen();
+        let (mut began, was_silent) = (self.began, !self.wants_write());
+        let result = tickets::handshake(&mut began, || self.perform(Task::Receive(sink)));
+        self.began = began;
+        self.sni = take_server_name_seen().or(self.sni.take());
+        // In TLS 1.3 a server's last flight is before the client's: the ticket that follows would be a write of its own.
+        let is_tls13 = self.common().protocol_version() == Some(ProtocolVersion::TLSv1_3);
+        self.is_in_no_hurry = result.is_ok()
+            && was_silent
+            && is_tls13
+            && matches!(self.side, Side::Server(_))
+            && !self.is_handshaking()
+            && !self.wire.outgoing.waiting().is_empty();
+        result
     }
 
     /// Encrypts `plaintext` into the outgoing queue, in records of at most 16 KiB; nothing is queued for an empty one.
@@ -138,6 +162,7 @@ impl Leg {
         if self.close_queued && self.failed.is_none() {
             return Err(TlsError::AfterClose);
         }
+        self.is_in_no_hurry &= plaintext.is_empty();
         self.perform(Task::Send(plaintext))
     }
 
@@ -146,12 +171,13 @@ impl Leg {
     pub fn send_close(&mut self) {
         if !self.close_queued && self.perform(Task::Close).is_ok() {
             self.close_queued = true;
+            self.is_in_no_hurry = false;
         }
     }
 
-    /// What waits to be written, oldest first.
+    /// What waits to be written, oldest first. A session ticket of TLS 1.3 waits unseen for what follows it, to leave in the same write.
     pub fn outgoing(&self) -> &[u8] {
-        self.wire.outgoing.waiting()
+        if self.is_in_no_hurry { &[] } else { self.wire.outgoing.waiting() }
     }
 
     /// The first `n` octets of [`Leg::outgoing`] were written.
@@ -161,7 +187,7 @@ impl Leg {
 
     /// Whether [`Leg::outgoing`] holds anything.
     pub fn wants_write(&self) -> bool {
-        !self.wire.outgoing.waiting().is_empty()
+        !self.outgoing().is_empty()
     }
 
     /// Whether the handshake is still going on. A failed handshake stays one.
@@ -198,6 +224,7 @@ impl Leg {
             group: common.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name())),
             alpn: common.alpn_protocol().map(<[u8]>::to_vec),
             sni: self.sni.clone(),
+            resumed: common.handshake_kind() == Some(HandshakeKind::Resumed),
         }
     }
 
@@ -246,6 +273,8 @@ impl Leg {
 
     fn fail(&mut self, error: TlsError) -> TlsError {
         self.wire.incoming.clear();
+        // An alert waits.
+        self.is_in_no_hurry = false;
         self.failed = Some(error.clone());
         error
     }

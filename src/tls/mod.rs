@@ -21,6 +21,7 @@ mod pem;
 mod provider;
 mod roots;
 mod setup;
+mod tickets;
 mod trust;
 
 pub use certificate::{bears_name, check_chain, names, validity};
@@ -30,6 +31,7 @@ pub use leg::{Facts, Leg};
 pub use provider::server_name;
 pub use roots::Roots;
 pub use setup::{client_setup, server_setup};
+pub use tickets::{LIFETIME, Tickets};
 pub use trust::Trust;
 
 pub use rustls::pki_types::{CertificateDer, ServerName, UnixTime};

@@ -67,30 +67,34 @@ impl Section<'_> {
 
     /// The section's octets, in one allocation that never grew, so that wiping it leaves nothing.
     pub(super) fn decode(&self) -> Result<Zeroizing<Vec<u8>>, &'static str> {
-        const DAMAGED: &str = "damaged base64 in a PEM section";
-        let mut octets = Zeroizing::new(Vec::with_capacity(self.body.len() / 4 * 3 + 3));
-        let (mut bits, mut held, mut digits, mut padding) = (0_u32, 0, 0_usize, 0_usize);
-        for &digit in self.body.iter().filter(|octet| !octet.is_ascii_whitespace()) {
-            digits += 1;
-            if digit == b'=' {
-                padding += 1;
-                continue;
-            }
-            let sextet = u32::try_from(sextet(digit)).map_err(|_| DAMAGED)?;
-            if padding > 0 {
-                return Err(DAMAGED);
-            }
-            bits = bits << 6 | sextet;
-            held += 6;
-            if held >= 8 {
-                held -= 8;
-                octets.push((bits >> held) as u8);
-            }
-        }
-        // RFC 4648 3.5: what is left over is padded, and zero.
-        let is_whole = digits % 4 == 0 && padding == held / 2 && bits & ((1 << held) - 1) == 0;
-        if is_whole { Ok(octets) } else { Err(DAMAGED) }
+        base64(self.body).ok_or("damaged base64 in a PEM section")
     }
+}
+
+/// The octets of a base64 text, blanks and line ends left out, in one allocation that never grew. `None`: it is damaged.
+pub(super) fn base64(text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    let mut octets = Zeroizing::new(Vec::with_capacity(text.len() / 4 * 3 + 3));
+    let (mut bits, mut held, mut digits, mut padding) = (0_u32, 0, 0_usize, 0_usize);
+    for &digit in text.iter().filter(|octet| !octet.is_ascii_whitespace()) {
+        digits += 1;
+        if digit == b'=' {
+            padding += 1;
+            continue;
+        }
+        let sextet = u32::try_from(sextet(digit)).ok()?;
+        if padding > 0 {
+            return None;
+        }
+        bits = bits << 6 | sextet;
+        held += 6;
+        if held >= 8 {
+            held -= 8;
+            octets.push((bits >> held) as u8);
+        }
+    }
+    // RFC 4648 3.5: what is left over is padded, and zero.
+    let is_whole = digits % 4 == 0 && padding == held / 2 && bits & ((1 << held) - 1) == 0;
+    is_whole.then_some(octets)
 }
 
 /// The six bits of a base64 digit (RFC 4648 4), or -1. No branch and no look-up depends on the digit: it may be a key's.

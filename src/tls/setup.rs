@@ -1,7 +1,7 @@
 //! What we offer: one configuration per role, made when it is first needed and shared by all sessions of the process.
 //!
-//! Contract: protocol.md STARTTLS 9. TLS 1.2 and 1.3, the hybrid post-quantum group first, no early data, no resumption: one
-//! process serves one connection, so a ticket could never be redeemed.
+//! Contract: protocol.md STARTTLS 9. TLS 1.2 and 1.3, the hybrid post-quantum group first, no early data. Clients get tickets only where
+//! somebody could redeem them: one process that serves one connection has none but those of `--ticket-keys`. No session is kept in memory.
 
 use rustls::client::Resumption;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
@@ -14,6 +14,7 @@ use std::sync::Arc;
 use super::error::TlsError;
 use super::identity::Identity;
 use super::provider::provider;
+use super::tickets::Tickets;
 use super::trust::{Trust, Verifier};
 
 /// The application protocols that a client may name (RFC 7301; `smtp` and `esmtp` are what Exim accepts). Against
@@ -22,9 +23,10 @@ const PROTOCOLS: [&[u8]; 2] = [b"smtp", b"esmtp"];
 
 /// The configuration towards clients. This is where the key is loaded: 90 us for P-256, 190 to 300 us for RSA-2048.
 ///
-/// Every client gets the one certificate whatever name it asks for; the name is kept for [`super::Facts`].
+/// Every client gets the one certificate whatever name it asks for; the name is kept for [`super::Facts`]. Without `tickets` none is
+/// given, and none is taken.
 /// Errors: [`TlsError::Setup`] for a key that rustls cannot use or that does not fit the certificate.
-pub fn server_setup(identity: &Identity) -> Result<Arc<ServerConfig>, TlsError> {
+pub fn server_setup(identity: &Identity, tickets: Option<&Tickets>) -> Result<Arc<ServerConfig>, TlsError> {
     let certificate = OneCertificate(identity.certified_key().map_err(TlsError::Setup)?);
     let mut config = ServerConfig::builder_with_provider(provider().clone())
         .with_protocol_versions(&[&TLS13, &TLS12])
@@ -35,6 +37,12 @@ pub fn server_setup(identity: &Identity) -> Result<Arc<ServerConfig>, TlsError> 
     config.alpn_protocols = PROTOCOLS.iter().map(|name| name.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
+    if let Some(tickets) = tickets {
+        let ticketer = tickets.ticketer(identity.leaf(), config.time_provider.clone());
+        config.ticketer = ticketer.map_err(TlsError::Setup)?;
+        // One: mail comes one connection after the other, and each brings the next.
+        config.send_tls13_tickets = 1;
+    }
     config.max_early_data_size = 0;
     Ok(Arc::new(config))
 }

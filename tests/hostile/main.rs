@@ -26,6 +26,7 @@ mod scarcity;
 mod stalls;
 mod supervised;
 mod takeover;
+mod tickets;
 mod ucspi_tls;
 
 use support::*;

@@ -25,7 +25,7 @@ while read -r line; do
 done
 "#;
 
-const RENEWED: &str = "SIGHUP: certificate, key and roots were read again, for new sessions";
+const RENEWED: &str = "SIGHUP: certificate, keys and roots were read again, for new sessions";
 const KEPT: &str = "SIGHUP: what was read before stays in force: ";
 
 struct Stage {

@@ -25,6 +25,7 @@ mod stage;
 #[path = "../differential/streams.rs"]
 mod streams;
 mod supervisors;
+mod tickets;
 mod transparency;
 mod untouched;
 mod ways;

@@ -3,7 +3,7 @@
 //! Played by the rig of the other test programs, but here, because only root may look into a process that is not dumpable.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use crate::backend::{Certificate, Kind};
 use crate::door::{Door, Start, certificate};
@@ -93,4 +93,31 @@ fn the_wrapper_is_not_dumpable_and_prog_is() {
     // proc(5): the files of a process that is not dumpable belong to root, whoever it runs as.
     let owner = |pid: &str| fs::metadata(format!("/proc/{pid}/mem")).unwrap_or_else(|why| panic!("{pid}: {why}")).uid();
     assert_eq!((owner(&pid.to_string()), owner(children.trim())), (0, SOMEBODY));
+}
+
+#[test]
+fn of_the_ticket_keys_prog_has_nothing_and_the_text_is_wiped() {
+    needs_root();
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let file = folder.path().join("keys");
+    let texts = ["a".repeat(64), "c".repeat(64)];
+    fs::write(&file, texts.join("\n")).expect("keys");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("keys");
+    let options = ["--ticket-keys", file.to_str().expect("a name")];
+    let standing = Standing::at(At::Snoop, &Start { options: &options, ..Start::default() });
+    let prog = rustix::process::Pid::from_raw(standing.child.report.pid as i32).expect("a pid");
+    assert_eq!(standing.child.report.fds, "0 1 2");
+    let octets = [[0x69, 0xa6, 0x9a].repeat(16), [0x71, 0xc7, 0x1c].repeat(16)];
+    let (ours, progs) = (memory::of(standing.door.pid()), memory::of(prog));
+    for (text, octets) in texts.iter().zip(&octets) {
+        assert_eq!(memory::count(&ours, text.as_bytes()), 0, "the text is there");
+        assert_eq!(memory::count(&ours, octets), 1, "they wait for their use");
+        assert_eq!(memory::count(&progs, text.as_bytes()) + memory::count(&progs, octets), 0, "PROG has them");
+    }
+    standing.close();
+    let standing = Standing::at(At::ClientHandshake, &Start { options: &options, ..Start::default() });
+    let ours = memory::of(standing.door.pid());
+    // In use they are in aws-lc's hands, the name beside each; their octets in one piece are nowhere.
+    assert!(octets.iter().all(|octets| memory::count(&ours, octets) == 0), "the octets of the file are there");
+    standing.close();
 }

@@ -16,7 +16,9 @@ use std::time::Duration;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, Connection, DigitallySignedStruct, SignatureScheme};
+use rustls::{
+    ClientConfig, ClientConnection, Connection, DigitallySignedStruct, SignatureScheme, SupportedProtocolVersion,
+};
 use starttls_wrapper::session::Way;
 use tempfile::TempDir;
 
@@ -148,7 +150,10 @@ impl Door {
         }
         command.args(start.options);
         if let Some(address) = &address {
-            command.args(["--workers", "1", "--listen", &address.to_string()]);
+            if !start.options.contains(&"--workers") {
+                command.args(["--workers", "1"]);
+            }
+            command.args(["--listen", &address.to_string()]);
             if !start.options.iter().any(|option| option.starts_with("--lazy")) {
                 // A puppet says nothing by itself.
                 command.arg("--lazy=no");
@@ -337,17 +342,17 @@ fn connect() -> (TcpStream, TcpStream) {
 /// A TLS client that trusts the certificate of this test run and no other.
 pub(crate) fn tls_client() -> Connection {
     static CONFIG: OnceLock<Arc<ClientConfig>> = OnceLock::new();
-    tls_client_by(CONFIG.get_or_init(|| trusting(Some(&certificate()))))
+    tls_client_by(CONFIG.get_or_init(|| Arc::new(trusting(Some(&certificate()), rustls::DEFAULT_VERSIONS))))
 }
 
 /// One that trusts this certificate alone.
 pub(crate) fn tls_client_of(certificate: &Certificate) -> Connection {
-    tls_client_by(&trusting(Some(certificate)))
+    tls_client_by(&Arc::new(trusting(Some(certificate), rustls::DEFAULT_VERSIONS)))
 }
 
 /// One that trusts anybody.
 pub(crate) fn credulous_tls_client() -> Connection {
-    tls_client_by(&trusting(None))
+    tls_client_by(&Arc::new(trusting(None, rustls::DEFAULT_VERSIONS)))
 }
 
 fn tls_client_by(config: &Arc<ClientConfig>) -> Connection {
@@ -355,10 +360,15 @@ fn tls_client_by(config: &Arc<ClientConfig>) -> Connection {
     Connection::Client(ClientConnection::new(Arc::clone(config), name).unwrap())
 }
 
-fn trusting(certificate: Option<&Certificate>) -> Arc<ClientConfig> {
+/// What such a client is made from.
+pub(crate) fn trusting(
+    certificate: Option<&Certificate>,
+    versions: &[&'static SupportedProtocolVersion],
+) -> ClientConfig {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let only = Arc::new(OnlyOurs { provider, leaf: certificate.map(|one| one.leaf().clone()) });
-    Arc::new(ClientConfig::builder().dangerous().with_custom_certificate_verifier(only).with_no_client_auth())
+    let builder = ClientConfig::builder_with_protocol_versions(versions);
+    builder.dangerous().with_custom_certificate_verifier(only).with_no_client_auth()
 }
 
 #[derive(Debug)]

@@ -3,5 +3,6 @@
 
 mod hostile;
 mod peers;
+mod tickets;
 mod traffic;
 mod trust;

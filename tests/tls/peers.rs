@@ -100,7 +100,7 @@ impl End {
     }
 
     pub(crate) fn server(identity: &Identity) -> Self {
-        Self::new(Leg::accept(&server_setup(identity).unwrap()).unwrap())
+        Self::new(Leg::accept(&server_setup(identity, None).unwrap()).unwrap())
     }
 
     /// A client that believes `identity` because it is its own.

@@ -61,7 +61,7 @@ fn offers_no_resumption() {
     for version in [&TLS12, &TLS13] {
         // One configuration each, so that a ticket or a session number given at first would be redeemed the second time.
         let client_config = Arc::new(foreign_config(&identity, &[version]));
-        let server_config = server_setup(&identity).unwrap();
+        let server_config = server_setup(&identity, None).unwrap();
         for _ in 0..2 {
             let mut client = rustls::ClientConnection::new(client_config.clone(), name()).unwrap();
             let mut server = End::new(Leg::accept(&server_config).unwrap());

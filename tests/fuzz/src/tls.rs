@@ -13,7 +13,7 @@ use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConnection, RootCertStore};
 use starttls_wrapper::tls::{
-    ClientConfig, Identity, Leg, Roots, ServerConfig, TlsError, Trust, client_setup, server_name, server_setup,
+    ClientConfig, Identity, Leg, Roots, ServerConfig, Tickets, TlsError, Trust, client_setup, server_name, server_setup,
 };
 
 const HOST: &str = "mx.example";
@@ -49,7 +49,7 @@ fn setups() -> &'static Setups {
                 .with_no_client_auth();
             Arc::new(config)
         });
-        let server = server_setup(&identity).expect("a server");
+        let server = server_setup(&identity, Some(&Tickets::in_memory().expect("keys"))).expect("a server");
         Setups { server, client: client_setup(trust).expect("a client"), foreign }
     })
 }
