@@ -8,7 +8,6 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use zeroize::Zeroizing;
@@ -36,7 +35,8 @@ pub(super) fn from_file_by(path: &Path, open: impl Fn(&Path) -> io::Result<File>
 fn read(path: &Path, open: impl Fn(&Path) -> io::Result<File>) -> Result<Zeroizing<Vec<u8>>, String> {
     let unread = |error: io::Error| format!("can't read it: {error}");
     let file = open(path).map_err(unread)?;
-    let mode = file.metadata().map_err(unread)?.permissions().mode();
+    // Not std's metadata: statx(2) is more than a listener may call by then.
+    let mode = rustix::fs::fstat(&file).map_err(|error| unread(error.into()))?.st_mode;
     if mode & 0o077 != 0 {
         return Err(format!("others may use it (mode {:04o}): chmod 600", mode & 0o7777));
     }

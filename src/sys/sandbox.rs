@@ -333,8 +333,8 @@ const RESOLVING: &[libc::c_long] = &[
     libc::SYS_uname,
 ];
 
-/// Connections.
-const LISTENING: &[libc::c_long] = &[libc::SYS_accept4];
+/// Connections; and whether others may use a file of keys that is read again.
+const LISTENING: &[libc::c_long] = &[libc::SYS_accept4, libc::SYS_fstat];
 
 /// Whose they are, what a spawner answers, and a name server.
 const HEARING: &[libc::c_long] = &[libc::SYS_recvmsg, libc::SYS_getsockname];
