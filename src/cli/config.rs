@@ -15,6 +15,7 @@ use super::options::{Id, OPTIONS};
 use crate::error::Fatal;
 use crate::proxy::Version;
 use crate::session::Way;
+use crate::session::limits;
 use crate::session::policy::{Cutoff, Policy, RelayMode, Replay, Timeouts};
 use crate::smtp::command::{Kind, Verb};
 use crate::tls::server_name;
@@ -174,7 +175,7 @@ fn refuse_idle(typed: &Typed) -> Result<(), Fatal> {
     ];
     // What is about our certificate and TLS with the client, and what about the dialogue before it.
     let own = [Id::Cert, Id::Key, Id::SelfSigned, Id::TicketKeys, Id::HandshakeTimeout];
-    let snoop = [Id::RequireTls, Id::Refusals, Id::Cutoff];
+    let snoop = [Id::RequireTls, Id::Refusals, Id::MaxStarttls, Id::Cutoff];
     let idle = match typed.way {
         Way::Tls | Way::TlsLate => Vec::new(),
         Way::Plain | Way::PlainLate => tls.to_vec(),
@@ -285,11 +286,15 @@ fn policy(typed: &Typed, way: Way, offer_tls: bool) -> Result<Policy, Fatal> {
     if typed.times(Id::Refusals) > 0 && !require_tls {
         return usage("--refusals counts only with --require-tls".to_owned());
     }
+    // Under a UCSPI server PROG's own limits stand, and nothing but them.
+    let listener = |limit| (!typed.listen.is_empty()).then_some(limit);
     let replays = [("hello", Replay::Hello), ("all", Replay::All), ("none", Replay::None)];
     Ok(Policy {
         offer_tls,
         require_tls,
         refusals: number(typed, Id::Refusals)?.unwrap_or(Policy::default().refusals),
+        max_errors: number(typed, Id::MaxErrors)?.or(listener(limits::LISTENER_ERRORS)),
+        max_starttls: number(typed, Id::MaxStarttls)?.or(listener(limits::LISTENER_STARTTLS)),
         cutoff: match text(typed, Id::Cutoff)? {
             Some(list) => cutoff(list)?,
             None => Cutoff::default(),

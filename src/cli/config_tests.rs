@@ -359,3 +359,29 @@ fn options_that_say_nothing_in_a_way_are_refused_and_variables_are_not() {
     assert!(with("--way plain --backend-source 127.0.0.53 unix:/x p", &[]).unwrap_err().contains("a UNIX socket"));
     assert_eq!(with("--way keep p", &[]).unwrap().policy.way, Way::Keep);
 }
+
+#[test]
+fn errors_and_failed_starttls_are_limited_by_default_for_a_listener_alone() {
+    let limits = |line: &str| with(line, &[]).map(|config| (config.policy.max_errors, config.policy.max_starttls));
+    assert_eq!(limits("localhost 465 p"), Ok((None, None)));
+    assert_eq!(limits("--max-errors 0 --max-starttls 3 localhost 465 p"), Ok((Some(0), Some(3))));
+    assert_eq!(limits("--listen 127.0.0.1:25 localhost 465 p"), Ok((Some(20), Some(10))));
+    assert_eq!(limits("--listen 127.0.0.1:25 --max-errors 7 localhost 465 p"), Ok((Some(7), Some(10))));
+    assert_eq!(refused("--max-errors many"), "--max-errors wants a number up to 4294967295, not \"many\"");
+    let why = with("--mute --max-starttls 1 p", &[]).unwrap_err();
+    assert!(why.starts_with("--max-starttls says nothing with"), "{why}");
+}
+
+#[test]
+fn limits_by_address_are_a_listeners_and_at_least_1() {
+    let limits = |line: &str| {
+        let listen = with(&format!("--listen 127.0.0.1:25 {line} localhost 465 p"), &[])?.listen.unwrap();
+        Ok::<_, String>((listen.most_per_address, listen.rate_per_address))
+    };
+    assert_eq!(limits(""), Ok((None, None)));
+    assert_eq!(limits("--max-per-ip 50 --rate-per-ip 5"), Ok((Some(50), Some(5))));
+    for option in ["--max-per-ip", "--rate-per-ip"] {
+        assert_eq!(limits(&format!("{option} 0")), Err(format!("{option} must be at least 1")));
+        assert_eq!(refused(&format!("{option} 1")), format!("{option} is a listener's: --listen is missing"));
+    }
+}

@@ -24,6 +24,10 @@ pub struct Listen {
     pub lazy: bool,
     /// Sessions at once, at least one.
     pub most: usize,
+    /// Sessions at once from one address, at least one; `None`: as many as there may be at all.
+    pub most_per_address: Option<u32>,
+    /// New sessions a second from one address, at least one; `None`: any number.
+    pub rate_per_address: Option<u32>,
     /// User and group that PROG is to have; neither 0 nor -1.
     pub ids: (Option<u32>, Option<u32>),
     /// How long sessions may go on behind a SIGTERM.
@@ -72,7 +76,7 @@ pub(super) fn plain(typed: &Typed) -> Result<Option<Server>, Fatal> {
 
 pub(super) fn listen(typed: &Typed) -> Result<Option<Listen>, Fatal> {
     if typed.listen.is_empty() {
-        let ours = [Id::Plain, Id::Lazy, Id::Workers, Id::MaxSessions, Id::Drain, Id::NotifyFd];
+        let ours = [Id::Plain, Id::Lazy, Id::Workers, Id::MaxSessions, Id::MaxPerIp, Id::RatePerIp, Id::Drain, Id::NotifyFd];
         return match ours.into_iter().find(|id| typed.times(*id) > 0) {
             Some(id) => usage(format!("{} is a listener's: --listen is missing", called(id))),
             None => Ok(None),
@@ -114,6 +118,10 @@ pub(super) fn listen(typed: &Typed) -> Result<Option<Listen>, Fatal> {
         0 => return usage("--max-sessions must be at least 1".to_owned()),
         most => most as usize,
     };
+    let at_least_one = |id: Id| match number(typed, id)? {
+        Some(0) => usage(format!("{} must be at least 1", called(id))),
+        count => Ok(count),
+    };
     let lazy = match typed.value(Id::Lazy).map(std::ffi::OsStr::as_encoded_bytes) {
         None | Some(b"yes") => true,
         Some(b"no") => false,
@@ -125,6 +133,8 @@ pub(super) fn listen(typed: &Typed) -> Result<Option<Listen>, Fatal> {
         inherited,
         workers,
         most,
+        most_per_address: at_least_one(Id::MaxPerIp)?,
+        rate_per_address: at_least_one(Id::RatePerIp)?,
         ids: (unprivileged(typed, Id::Uid)?, unprivileged(typed, Id::Gid)?),
         drain: Duration::from_secs(number(typed, Id::Drain)?.unwrap_or(DRAIN).into()),
         notify_fd,

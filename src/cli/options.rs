@@ -22,6 +22,8 @@ pub enum Id {
     Replay,
     RequireTls,
     Refusals,
+    MaxErrors,
+    MaxStarttls,
     Cutoff,
     Relay,
     SnoopTimeout,
@@ -45,6 +47,8 @@ pub enum Id {
     NotifySocket,
     ListenFds,
     ListenPid,
+    MaxPerIp,
+    RatePerIp,
     Uid,
     Gid,
     NoSandbox,
@@ -174,7 +178,7 @@ impl OptionSpec {
 }
 
 /// The table.
-pub const OPTIONS: [OptionSpec; 52] = [
+pub const OPTIONS: [OptionSpec; 56] = [
     valued(Id::Cert, "cert", "FILE", "", Group::Certificate, "our certificate chain, PEM").with_env("CERTFILE"),
     valued(Id::Key, "key", "FILE", "the --cert file", Group::Certificate, "the private key of --cert, PEM")
         .with_env("KEYFILE"),
@@ -263,6 +267,15 @@ pub const OPTIONS: [OptionSpec; 52] = [
         Group::Policy,
         "with --require-tls: so many commands get 530 before the 421",
     ),
+    valued(Id::MaxErrors, "max-errors", "N", "20 with --listen", Group::Policy, "commands answered 5yz before the 421"),
+    valued(
+        Id::MaxStarttls,
+        "max-starttls",
+        "N",
+        "10 with --listen",
+        Group::Policy,
+        "STARTTLS answered 454 before the 421",
+    ),
     valued(Id::Cutoff, "cutoff", "LIST", "", Group::Policy, "further ends of snooping: VERB,...,commands=N,seconds=N"),
     valued(Id::Relay, "relay", "splice|copy", "splice", Group::Policy, "how relayed plaintext moves"),
     timeout(Id::SnoopTimeout, "snoop-timeout", "300", "between two commands"),
@@ -294,6 +307,8 @@ pub const OPTIONS: [OptionSpec; 52] = [
         .with_value("PATH"),
     variable(Id::ListenFds, "LISTEN_FDS", Group::Listener, "for --listen systemd: how many sockets").with_value("N"),
     variable(Id::ListenPid, "LISTEN_PID", Group::Listener, "for --listen systemd: whose they are").with_value("PID"),
+    valued(Id::MaxPerIp, "max-per-ip", "N", "", Group::Listener, "sessions at once of one IPv4 address or IPv6 /64"),
+    valued(Id::RatePerIp, "rate-per-ip", "N", "", Group::Listener, "new sessions a second of one such address"),
     variable(Id::Uid, "UID", Group::Listener, "user id that PROG is to have").with_value("UID"),
     variable(Id::Gid, "GID", Group::Listener, "group id that PROG is to have").with_value("GID"),
     flag(Id::NoSandbox, "no-sandbox", Group::General, "keep every right that the kernel gives us"),
@@ -417,6 +432,7 @@ fn synopsis(spec: &OptionSpec) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::limits;
     use crate::session::policy::{Policy, Timeouts};
 
     #[test]
@@ -504,5 +520,8 @@ mod tests {
             assert_eq!(OPTIONS[id as usize].default, value.as_secs().to_string(), "{id:?}");
         }
         assert_eq!(OPTIONS[Id::Refusals as usize].default, Policy::default().refusals.to_string());
+        for (id, value) in [(Id::MaxErrors, limits::LISTENER_ERRORS), (Id::MaxStarttls, limits::LISTENER_STARTTLS)] {
+            assert_eq!(OPTIONS[id as usize].default, format!("{value} with --listen"), "{id:?}");
+        }
     }
 }

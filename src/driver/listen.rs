@@ -11,7 +11,7 @@ use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize};
+use std::sync::atomic::AtomicU8;
 use std::sync::mpsc::channel;
 use std::thread;
 
@@ -30,6 +30,8 @@ use crate::sys::spawner::{Order, Spawner};
 use crate::sys::{handed, inherited, privileges, signals};
 use crate::tls::Tickets;
 
+use super::addresses::Addresses;
+use super::admission::Admission;
 use super::probe::{Prober, Server, Shared};
 use super::renewal::{self, Current, Renewal};
 use super::tickets;
@@ -120,7 +122,7 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
     needs.iter().for_each(confine);
     // One that has ended already is found out by the watch.
     if begun.iter().all(|begun| begun.recv().is_ok()) {
-        info!("listening on {}, loops={} sessions={}", places.join(" "), loops.len(), house.most);
+        info!("listening on {}, loops={} sessions={}", places.join(" "), loops.len(), house.admission.most());
         supervisor.ready();
     }
     let watch = Watch { signals, ended, loops, house, supervisor, drain: listen.drain, renewal };
@@ -204,6 +206,7 @@ fn house(
     let renewal = opener.and_then(|opener| Renewal::new(opener, &config, made, secrets, current.clone()));
     let bare = Policy { offer_tls: false, ..config.policy.clone() };
     let policy = Policy { offer_tls: true, ..config.policy };
+    let brief = [&policy, &bare].map(|usual| Arc::new(Policy { timeouts: usual.timeouts.under_stress(), ..usual.clone() }));
     privileges::become_user(config.uid, config.gid)
         .and_then(|()| privileges::harden())
         .map_err(|error| Fatal::System("drop privileges", error))?;
@@ -211,7 +214,9 @@ fn house(
     if fitting < listen.most {
         info!("at most {fitting} sessions, not {}: {descriptors} descriptors may be open", listen.most);
     }
+    let addresses = Addresses::new(listen.most_per_address, listen.rate_per_address);
     let house = House {
+        brief,
         policy: Arc::new(policy),
         bare: Arc::new(bare),
         setups: current,
@@ -221,8 +226,7 @@ fn house(
         plain,
         learned,
         program: config.program.to_string_lossy().into_owned(),
-        sessions: AtomicUsize::new(0),
-        most: listen.most.min(fitting),
+        admission: Admission::new(listen.most.min(fitting), addresses),
         stage: AtomicU8::new(Stage::Serve as u8),
     };
     Ok((house, renewal, config.sandbox.then_some(Needs { listens: true, ..needs })))

@@ -1,8 +1,11 @@
 //! The doors through which connections come to the engine.
 
+mod addresses;
+mod admission;
 pub mod listen;
 mod probe;
 mod renewal;
+mod sparing;
 pub(crate) mod tickets;
 pub mod ucspi;
 mod watch;

@@ -69,7 +69,7 @@ impl Watch {
             match signals::next(&self.signals) {
                 Some(Wish::End) if due.is_some() || self.drain.is_zero() => break,
                 Some(Wish::End) => {
-                    let count = self.house.sessions.load(Ordering::Relaxed);
+                    let count = self.house.admission.taken();
                     info!("nobody new is served: sessions={count} have {} s to end", self.drain.as_secs());
                     due = Some(Instant::now() + self.drain);
                     self.tell(Stage::Drain);

@@ -1,5 +1,5 @@
 //! One loop of a listener: accepts, has a PROG started for each client, and drives their sessions. It shares nothing with the others
-//! but how many sessions there are.
+//! but the places that sessions take.
 //!
 //! A client's session begins at once, and says when it wants its plaintext server. Who can't be served hears 421, for the
 //! price of an accept and a write.
@@ -11,7 +11,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use log::{error, warn};
@@ -29,8 +29,11 @@ use crate::sys::end::End;
 use crate::sys::listener::{self, Accepted, Listening};
 use crate::sys::spawner::Spawner;
 
+use super::addresses::Refusal;
+use super::admission::{Admission, Place};
 use super::probe::Shared;
 use super::renewal::Current;
+use super::sparing::Sparing;
 
 /// What all loops of a listener serve by.
 #[derive(Debug)]
@@ -38,6 +41,8 @@ pub(super) struct House {
     pub(super) policy: Arc<Policy>,
     /// The same for a session without a usable certificate.
     pub(super) bare: Arc<Policy>,
+    /// Both where places are scarce.
+    pub(super) brief: [Arc<Policy>; 2],
     pub(super) setups: Arc<Current>,
     pub(super) target: Option<Target>,
     pub(super) send_proxy: Option<Version>,
@@ -48,9 +53,7 @@ pub(super) struct House {
     pub(super) learned: Arc<Shared>,
     /// PROG, for the log.
     pub(super) program: String,
-    /// Sessions, and how many there may be.
-    pub(super) sessions: AtomicUsize,
-    pub(super) most: usize,
+    pub(super) admission: Arc<Admission>,
     /// The present [`Stage`].
     pub(super) stage: AtomicU8,
 }
@@ -95,7 +98,8 @@ pub(super) struct Worker {
     spawner: Option<Spawner>,
     /// Whom the spawner is to answer, in turn, and since when.
     ordered: VecDeque<(Asking, Instant)>,
-    crowd: Crowd,
+    crowd: Crowd<Place>,
+    refusals: Sparing,
     paused: Option<Instant>,
     /// Nobody new but these, who may be in a queue that goes with its socket.
     promised: Option<usize>,
@@ -139,6 +143,7 @@ impl Worker {
             spawner,
             ordered: VecDeque::new(),
             crowd: Crowd::default(),
+            refusals: Sparing::default(),
             paused: None,
             promised: None,
             is_ending: false,
@@ -157,9 +162,9 @@ impl Worker {
             let accepted = self.accept(now);
             self.take_answers(now);
             self.look_at_the_spawner(now);
-            let before = self.crowd.len();
             let wait = self.crowd.drive(self.poll.registry(), now);
-            self.house.sessions.fetch_sub(before - self.crowd.len(), Ordering::Relaxed);
+            self.house.admission.tell(now);
+            self.refusals.tend(now);
             if self.crowd.take_differences() {
                 self.house.learned.doubt();
             }
@@ -170,7 +175,8 @@ impl Worker {
             let until = |due: Instant| due.saturating_duration_since(now);
             let first = self.ordered.front().map(|(_, since)| until(*since + PATIENCE));
             let again = accepted.then_some(Duration::ZERO);
-            let timeout = [wait, first, again, self.paused.map(until)].into_iter().flatten().min();
+            let quiet = self.refusals.deadline().map(until);
+            let timeout = [wait, first, again, quiet, self.paused.map(until)].into_iter().flatten().min();
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 _ => {}
@@ -223,11 +229,10 @@ impl Worker {
         if let Some(left) = &mut self.promised {
             *left = left.saturating_sub(1);
         }
-        if self.house.sessions.fetch_add(1, Ordering::Relaxed) >= self.house.most {
-            self.turn_away(&client, Ours::TOO_MANY_SESSIONS, "too many sessions");
-            return;
+        match self.house.admission.enter() {
+            Some(place) => self.begin(client, place, now),
+            None => self.turn_away(&client, Ours::TOO_MANY_SESSIONS, "too many sessions", now),
         }
-        self.begin(client, now);
     }
 
     /// Asks for PROGs, as many as may be asked for at a time.
@@ -259,16 +264,30 @@ impl Worker {
         }
     }
 
-    fn begin(&mut self, accepted: Accepted, now: Instant) {
-        let (house, ends) = (&self.house, accepted.ends);
+    fn begin(&mut self, accepted: Accepted, mut place: Place, now: Instant) {
+        let (house, ends) = (self.house.clone(), accepted.ends);
         let [client, local] = ends;
+        match place.belong_to(client.ip(), now) {
+            Ok(()) => {}
+            Err(Refusal::TooMany) => {
+                return self.turn_away(&accepted, Ours::TOO_MANY_FROM_ADDRESS, "too many sessions of its address", now);
+            }
+            Err(Refusal::TooFast) => {
+                return self.turn_away(&accepted, Ours::TOO_FAST, "too many new sessions of its address", now);
+            }
+        }
         let output = End::socket(accepted.socket, CLIENT_OUT);
         let input = match output.again(CLIENT_IN) {
             Ok(input) => input,
-            Err(error) => return self.give_back(&format!("can't serve {client}: {error}")),
+            Err(error) => return self.refusals.say(&format!("can't serve {client}: {error}"), now),
         };
         let (way, setups) = (house.policy.way, house.setups.get());
-        let policy = if setups.is_some() || !way.ends_tls() { house.policy.clone() } else { house.bare.clone() };
+        let policy = match (setups.is_some() || !way.ends_tls(), house.admission.is_scarce()) {
+            (true, false) => &house.policy,
+            (false, false) => &house.bare,
+            (true, true) => &house.brief[0],
+            (false, true) => &house.brief[1],
+        };
         let source = house.plain.clone().map_or(Source::Asked(ends), Source::Dialled);
         let stand_in = house.learned.get().and_then(|learned| StandIn::new(learned, Some(client.ip().to_canonical())));
         let parts = Parts {
@@ -277,7 +296,7 @@ impl Worker {
             holder: None,
             tls_server: None,
             info: ClientInfo::from(client),
-            policy,
+            policy: policy.clone(),
             target: house.target.clone(),
             proxy: house.send_proxy.map(|version| Some(Header { version, client, local, tls: way.ends_tls() })),
             secrets: Secrets::default(),
@@ -286,7 +305,7 @@ impl Worker {
             terminations: None,
             started: now,
         };
-        self.crowd.join(parts, self.poll.registry());
+        self.crowd.join(parts, place, self.poll.registry());
     }
 
     /// A spawner that does not answer is as good as gone.
@@ -309,15 +328,9 @@ impl Worker {
     }
 
     /// The last word to one who is not served. What its socket does not take at once is lost.
-    fn turn_away(&self, client: &Accepted, reply: Ours, why: &str) {
+    fn turn_away(&mut self, client: &Accepted, reply: Ours, why: &str, now: Instant) {
         let _ = rustix::io::write(&client.socket, reply.octets());
-        self.give_back(&format!("client={}: {why}", ClientInfo::from(client.ends[0])));
-    }
-
-    /// A place is free again.
-    fn give_back(&self, why: &str) {
-        self.house.sessions.fetch_sub(1, Ordering::Relaxed);
-        warn!("{why}");
+        self.refusals.say(&format!("client={}: {why}", ClientInfo::from(client.ends[0])), now);
     }
 
     /// Does what the stage says.

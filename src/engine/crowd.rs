@@ -26,10 +26,9 @@ const STRIDE: usize = 16;
 /// Tokens below this are none of a connection's.
 pub const OTHERS: usize = 1024;
 
-/// The connections of one loop.
-#[derive(Default)]
-pub struct Crowd {
-    members: Vec<Option<Member>>,
+/// The connections of one loop, each with something that its owner has to give back when it has ended, by dropping it.
+pub struct Crowd<P> {
+    members: Vec<Option<Member<P>>>,
     free: Vec<usize>,
     /// When to look at whom; an entry that its member knows nothing of any more is passed over.
     due: BinaryHeap<Reverse<(Instant, usize)>>,
@@ -51,8 +50,10 @@ pub struct Asking {
     pub ends: [SocketAddr; 2],
 }
 
-struct Member {
+struct Member<P> {
     conn: Box<Conn>,
+    /// Dropped with the connection, however that ends.
+    _place: P,
     /// Which of all it is: slots are taken again.
     number: u64,
     /// The one entry in `due` that counts.
@@ -60,9 +61,24 @@ struct Member {
     is_ready: bool,
 }
 
-impl Crowd {
+impl<P> Default for Crowd<P> {
+    fn default() -> Self {
+        Self {
+            members: Vec::new(),
+            free: Vec::new(),
+            due: BinaryHeap::new(),
+            ready: Vec::new(),
+            asking: VecDeque::new(),
+            joined: 0,
+            has_differed: false,
+            is_ending: false,
+        }
+    }
+}
+
+impl<P> Crowd<P> {
     /// Has a connection join, to be driven at once.
-    pub fn join(&mut self, parts: Parts, registry: &Registry) {
+    pub fn join(&mut self, parts: Parts, place: P, registry: &Registry) {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.members.push(None);
             self.members.len() - 1
@@ -72,7 +88,7 @@ impl Crowd {
             conn.terminate(Instant::now());
         }
         self.joined += 1;
-        self.members[slot] = Some(Member { conn, number: self.joined, due: None, is_ready: true });
+        self.members[slot] = Some(Member { conn, _place: place, number: self.joined, due: None, is_ready: true });
         self.ready.push(slot);
     }
 
@@ -205,7 +221,7 @@ fn first(slot: usize) -> usize {
     OTHERS + slot * STRIDE
 }
 
-fn wake(member: &mut Member, slot: usize, ready: &mut Vec<usize>) {
+fn wake<P>(member: &mut Member<P>, slot: usize, ready: &mut Vec<usize>) {
     if !core::mem::replace(&mut member.is_ready, true) {
         ready.push(slot);
     }

@@ -68,7 +68,11 @@ impl Session {
                 Verdict::Answer(reply) => {
                     self.dialogue.lines.consume();
                     self.timers.touch(now);
-                    self.dialogue.answer(reply);
+                    if reply.is_error() && self.is_one_error_too_many() {
+                        self.dialogue.end_in_turn(EndReason::Client(ClientEnd::Errors));
+                    } else {
+                        self.dialogue.answer(reply);
+                    }
                 }
                 Verdict::Starttls => self.starttls(now),
                 Verdict::Cutoff if self.phase == Phase::Gate => return self.open(now),
@@ -109,17 +113,31 @@ impl Session {
         self.timers.touch(now);
         if !self.dialogue.lines.is_empty() {
             self.dialogue.end_in_turn(EndReason::Client(ClientEnd::BytesAfterStarttls));
+        } else if self.policy.max_starttls.is_some_and(|most| self.failed_starttls >= most) {
+            self.dialogue.end_in_turn(EndReason::Client(ClientEnd::Starttls));
         } else if !self.policy.offer_tls {
             self.note_once(Note::NoCertificate);
-            self.dialogue.answer(Ours::TLS_NOT_AVAILABLE);
+            self.refuse_tls();
         } else if self.failed_handovers >= limits::HANDOVERS {
             self.note_once(Note::TooManyHandovers);
-            self.dialogue.answer(Ours::TLS_NOT_AVAILABLE);
+            self.refuse_tls();
         } else if self.client_eof {
             self.finish(EndReason::Client(ClientEnd::Gone), now);
         } else {
             self.step(Cause::Starttls, now);
         }
+    }
+
+    /// STARTTLS is answered 454.
+    pub(super) fn refuse_tls(&mut self) {
+        self.failed_starttls = self.failed_starttls.saturating_add(1);
+        self.dialogue.answer(Ours::TLS_NOT_AVAILABLE);
+    }
+
+    /// Counts a command that is answered 5yz.
+    fn is_one_error_too_many(&mut self) -> bool {
+        self.errors = self.errors.saturating_add(1);
+        self.policy.max_errors.is_some_and(|most| self.errors > most)
     }
 
     /// Snooping stops: what is held goes on as it came.
@@ -190,6 +208,10 @@ impl Session {
         if self.dialogue.take_own_starttls() {
             self.note_once(Note::ChildOffersStarttls);
         }
+        // The server's own reply has gone out, and the 421 goes behind it.
+        if class == b'5' && asked != Asked::Greeting && self.is_one_error_too_many() {
+            return self.finish(EndReason::Client(ClientEnd::Errors), now);
+        }
         match asked {
             Asked::Ehlo(number) | Asked::Recorded(number) => self.transcript.answered(number, class),
             Asked::Unknown if class != b'5' && self.phase == Phase::Snoop => return self.cut_off(now),
@@ -230,6 +252,43 @@ mod tests {
         session.handle_child(b"220 h\r\n", now);
         session.to_client.clear();
         session
+    }
+
+    fn replies(policy: Policy, lines: &[u8], now: Instant) -> (String, Session) {
+        let mut session = Session::new(Arc::new(policy), now);
+        session.handle_child(b"220 h\r\n", now);
+        session.to_client.clear();
+        session.handle_client(lines, now);
+        (String::from_utf8(session.to_client.as_slice().to_vec()).unwrap_or_default(), session)
+    }
+
+    #[test]
+    fn a_ucspi_child_has_no_limit_of_errors_but_that_of_bad_lines_and_no_end_of_454() {
+        let (said, session) = replies(Policy::default(), &b"XCLIENT x\r\n".repeat(100), Instant::now());
+        assert_eq!((said.matches("550 ").count(), session.end()), (100, None));
+        let without = Policy { offer_tls: false, ..Policy::default() };
+        let now = Instant::now();
+        let (_, mut session) = replies(without, b"", now);
+        for _ in 0..100 {
+            session.to_client.clear();
+            session.handle_client(b"STARTTLS\r\n", now);
+            assert_eq!((session.to_client.as_slice(), session.end()), (Ours::TLS_NOT_AVAILABLE.octets(), None));
+        }
+    }
+
+    #[test]
+    fn no_error_at_all_is_borne_where_the_limit_is_0() {
+        let none = Policy { max_errors: Some(0), max_starttls: Some(0), ..Policy::default() };
+        let (said, session) = replies(none.clone(), b"XCLIENT x\r\n", Instant::now());
+        assert_eq!(
+            (said.as_bytes(), session.end()),
+            (Ours::TOO_MANY_ERRORS.octets(), Some(&EndReason::Client(ClientEnd::Errors)))
+        );
+        let (said, session) = replies(none, b"STARTTLS\r\n", Instant::now());
+        assert_eq!(
+            (said.as_bytes(), session.end()),
+            (Ours::TOO_MANY_STARTTLS.octets(), Some(&EndReason::Client(ClientEnd::Starttls)))
+        );
     }
 
     #[test]

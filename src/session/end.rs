@@ -50,6 +50,10 @@ pub enum ClientEnd {
     BytesAfterStarttls,
     /// Sent too many bad lines.
     BadLines,
+    /// Got more 5yz than `--max-errors`.
+    Errors,
+    /// Said STARTTLS again after `--max-starttls` of them had failed.
+    Starttls,
     /// Spoke another protocol.
     NotSmtp,
 }
@@ -107,6 +111,8 @@ impl EndReason {
             Self::Terminated => Some(Ours::SHUTTING_DOWN),
             Self::Client(ClientEnd::BytesAfterStarttls) => Some(Ours::BYTES_AFTER_STARTTLS),
             Self::Client(ClientEnd::BadLines) => Some(Ours::TOO_MANY_BAD_LINES),
+            Self::Client(ClientEnd::Errors) => Some(Ours::TOO_MANY_ERRORS),
+            Self::Client(ClientEnd::Starttls) => Some(Ours::TOO_MANY_STARTTLS),
             Self::Client(ClientEnd::NotSmtp) => Some(Ours::NOT_SMTP),
             Self::Child(
                 ChildEnd::NotStarted(_)
@@ -162,7 +168,14 @@ impl EndReason {
             | Self::Bug(_) => true,
             Self::Over
             | Self::Terminated
-            | Self::Client(ClientEnd::Gone | ClientEnd::BrokeOff | ClientEnd::BadLines | ClientEnd::NotSmtp)
+            | Self::Client(
+                ClientEnd::Gone
+                | ClientEnd::BrokeOff
+                | ClientEnd::BadLines
+                | ClientEnd::Errors
+                | ClientEnd::Starttls
+                | ClientEnd::NotSmtp,
+            )
             | Self::Policy(PolicyEnd::TlsRequired)
             | Self::Timeout(_)
             | Self::Handshake(_)
@@ -180,6 +193,8 @@ impl fmt::Display for EndReason {
             Self::Client(ClientEnd::BrokeOff) => f.write_str("client broke off"),
             Self::Client(ClientEnd::BytesAfterStarttls) => f.write_str("client sent bytes after STARTTLS"),
             Self::Client(ClientEnd::BadLines) => f.write_str("client sent too many bad lines"),
+            Self::Client(ClientEnd::Errors) => f.write_str("client made too many errors"),
+            Self::Client(ClientEnd::Starttls) => f.write_str("client asked again for TLS that had failed too often"),
             Self::Client(ClientEnd::NotSmtp) => f.write_str("client spoke no SMTP"),
             Self::Child(ChildEnd::NotStarted(why)) => write!(f, "child not started: {why}"),
             Self::Child(ChildEnd::Differs(how)) => write!(f, "child is not what was learned of it: {how}"),

@@ -97,7 +97,7 @@ impl Session {
             self.notes.push(Note::HandoverFailed(failure));
             let replay = self.replay.take();
             self.to_backend.clear();
-            self.dialogue.answer(Ours::TLS_NOT_AVAILABLE);
+            self.refuse_tls();
             if self.policy.way.keeps() && replay.is_some_and(|run| !run.is_in_step()) {
                 // The late answer would pass for the one to the client's next command.
                 self.dialogue.end_in_turn(EndReason::Child(ChildEnd::LostStep));

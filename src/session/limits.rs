@@ -19,6 +19,25 @@ pub const BAD_LINES: u32 = 10;
 /// dial, and log, without end.
 pub const HANDOVERS: u32 = 10;
 
+/// A listener's `--max-errors` where nothing is said (Postfix smtpd_hard_error_limit).
+pub const LISTENER_ERRORS: u32 = 20;
+
+/// A listener's `--max-starttls` where nothing is said: behind as many the backend is not dialled anyway.
+pub const LISTENER_STARTTLS: u32 = HANDOVERS;
+
+/// Between two commands, where places are scarce (Postfix smtpd_timeout under stress).
+pub const STRESSED_SNOOP: Duration = Duration::from_secs(10);
+
+/// All of the snooping then. A client that says a command every nine seconds has said six; one that means it has said MAIL by then.
+pub const STRESSED_SNOOP_TOTAL: Duration = Duration::from_secs(60);
+
+/// The TLS handshake with the client then (Postfix smtpd_starttls_timeout under stress).
+pub const STRESSED_HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Silence in a relay then. Not Postfix's 10 seconds: what is relayed is not read, so that a server that thinks about a letter looks like a
+/// client that sleeps, and to cut that is to have the letter twice. Five minutes is what RFC 5321 4.5.3.2.7 has a server wait at least.
+pub const STRESSED_RELAY: Duration = Duration::from_secs(300);
+
 /// An EHLO reply longer than this is passed on as it comes, without STARTTLS. RFC 5321 knows some forty keywords.
 pub const EHLO_REPLY: usize = 64 * 1024;
 

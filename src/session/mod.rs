@@ -90,6 +90,10 @@ pub struct Session {
     notes: Vec<Note>,
     noted: Vec<Note>,
     failed_handovers: u32,
+    /// STARTTLS that were answered 454, for whatever reason.
+    failed_starttls: u32,
+    /// Commands that were answered 5yz, in plaintext and inside TLS.
+    errors: u32,
     client_eof: bool,
     quit_seen: bool,
     /// Octets for the client; inside TLS once `Gate` is reached.
@@ -143,6 +147,8 @@ impl Session {
             notes: Vec::new(),
             noted: Vec::new(),
             failed_handovers: 0,
+            failed_starttls: 0,
+            errors: 0,
             client_eof: false,
             quit_seen: false,
             to_client: Buffer::default(),

@@ -4,6 +4,7 @@ use core::time::Duration;
 
 use crate::smtp::command::Verb;
 
+use super::limits;
 use super::way::Way;
 
 /// What a session does with what it sees. Made by `cli`, read by the session, never changed.
@@ -15,6 +16,10 @@ pub struct Policy {
     pub require_tls: bool,
     /// With `require_tls`: how many commands get a 530 before the 421.
     pub refusals: u32,
+    /// How many commands may be answered 5yz, by us or by the server while we follow it, before the 421; `None`: any number.
+    pub max_errors: Option<u32>,
+    /// How many STARTTLS may be answered 454 before the 421; `None`: any number.
+    pub max_starttls: Option<u32>,
     /// When snooping ends.
     pub cutoff: Cutoff,
     /// How the server behind TLS is reached.
@@ -89,6 +94,21 @@ pub struct Timeouts {
     pub farewell: Duration,
 }
 
+impl Timeouts {
+    /// The same where places are scarce: no wait for the client is longer than [`limits`](super::limits) says. What a server is waited
+    /// for stays, or its slowness would be the client's loss.
+    #[must_use]
+    pub fn under_stress(self) -> Self {
+        Self {
+            snoop: self.snoop.min(limits::STRESSED_SNOOP),
+            snoop_total: self.snoop_total.min(limits::STRESSED_SNOOP_TOTAL),
+            handshake: self.handshake.min(limits::STRESSED_HANDSHAKE),
+            relay: self.relay.min(limits::STRESSED_RELAY),
+            ..self
+        }
+    }
+}
+
 impl Default for Timeouts {
     fn default() -> Self {
         let seconds = Duration::from_secs;
@@ -112,11 +132,31 @@ impl Default for Policy {
             offer_tls: true,
             require_tls: false,
             refusals: 1,
+            max_errors: None,
+            max_starttls: None,
             cutoff: Cutoff::default(),
             way: Way::default(),
             replay: Replay::default(),
             told: Vec::new(),
             timeouts: Timeouts::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stress_shortens_what_a_client_is_waited_for_and_never_lengthens_it() {
+        let (usual, stressed) = (Timeouts::default(), Timeouts::default().under_stress());
+        assert_eq!((stressed.snoop, stressed.handshake), (limits::STRESSED_SNOOP, limits::STRESSED_HANDSHAKE));
+        assert_eq!((stressed.snoop_total, stressed.relay), (limits::STRESSED_SNOOP_TOTAL, limits::STRESSED_RELAY));
+        let servers =
+            |times: Timeouts| (times.dial, times.backend_handshake, times.greeting, times.replay, times.farewell);
+        assert_eq!(servers(stressed), servers(usual));
+        let second = Duration::from_secs(1);
+        let short = Timeouts { snoop: second, snoop_total: second, handshake: second, relay: second, ..usual };
+        assert_eq!(short.under_stress(), short);
     }
 }

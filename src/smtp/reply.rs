@@ -29,6 +29,14 @@ replies! {
     BYTES_AFTER_STARTTLS = "421 4.7.0 Bytes after STARTTLS, closing connection";
     /// One bad line more than is borne.
     TOO_MANY_BAD_LINES = "421 4.7.0 Too many bad lines, closing connection";
+    /// One 5yz more than is borne.
+    TOO_MANY_ERRORS = "421 4.7.0 Too many errors, closing connection";
+    /// STARTTLS once more, when it has failed as often as is borne.
+    TOO_MANY_STARTTLS = "421 4.7.0 Too many failed STARTTLS, closing connection";
+    /// More sessions from one address than are served at once.
+    TOO_MANY_FROM_ADDRESS = "421 4.7.0 Too many sessions from your address, try again later";
+    /// More new sessions from one address than are begun in a second.
+    TOO_FAST = "421 4.7.0 Too many new sessions from your address, try again later";
     /// Another protocol.
     NOT_SMTP = "421 4.7.0 This is an SMTP server, closing connection";
     /// The secure option's drop.
@@ -50,6 +58,12 @@ replies! {
 }
 
 impl Ours {
+    /// Whether it says that the command was wrong.
+    #[must_use]
+    pub fn is_error(self) -> bool {
+        self.0.starts_with('5')
+    }
+
     /// The octets to send.
     #[must_use]
     pub fn octets(self) -> &'static [u8] {

@@ -31,17 +31,17 @@ while IFS= read -r line; do
 done
 "#;
 
-const GREETING: &str = "printf '220 mx\\r\\n'";
+pub(crate) const GREETING: &str = "printf '220 mx\\r\\n'";
 const CERTAIN: &str = "is started when a client needs it";
 
 /// A listener with [`SERVER`], and its folder.
-struct Stage {
-    door: Door,
+pub(crate) struct Stage {
+    pub(crate) door: Door,
     folder: TempDir,
 }
 
 impl Stage {
-    fn new(greeting: &str, start: &Start<'_>) -> Self {
+    pub(crate) fn new(greeting: &str, start: &Start<'_>) -> Self {
         let folder = TempDir::new().unwrap();
         fs::write(folder.path().join("greeting"), greeting).unwrap();
         let place = folder.path().to_str().unwrap();
@@ -56,7 +56,7 @@ impl Stage {
         text.lines().map(str::to_owned).collect()
     }
 
-    fn says(&self, words: &str) {
+    pub(crate) fn says(&self, words: &str) {
         assert!(
             wait_until(PATIENCE, || self.door.said().contains(words)),
             "{words:?} is not said: {}",
@@ -64,7 +64,7 @@ impl Stage {
         );
     }
 
-    fn talk(&mut self, talk: &[(&str, &str)]) {
+    pub(crate) fn talk(&mut self, talk: &[(&str, &str)]) {
         let client = self.door.client.as_mut().unwrap();
         for (line, reply) in talk {
             client.send(line.as_bytes());
@@ -73,8 +73,8 @@ impl Stage {
     }
 }
 
-const LAZY: Start<'_> = Start { options: &["--lazy"], ..Start::USUAL };
-const EHLO: (&str, &str) =
+pub(crate) const LAZY: Start<'_> = Start { options: &["--lazy"], ..Start::USUAL };
+pub(crate) const EHLO: (&str, &str) =
     ("EHLO c.example\r\n", "250-mx hello c.example [127.0.0.1]\r\n250-STARTTLS\r\n250 SIZE 9\r\n");
 
 #[test]

@@ -13,6 +13,7 @@ mod children;
 mod clients;
 mod faults;
 mod lazy;
+mod limits;
 mod listener;
 mod mute;
 mod operation;
