@@ -3,7 +3,11 @@
 //! Pure: two addresses in, and what is known of the client's TLS, the octets out. Addresses never come from anything that the
 //! client said; of its TLS the server's name is its own word.
 
+mod parse;
+
 use core::net::{IpAddr, SocketAddr};
+
+pub use parse::{LONGEST, Malformed, Parsed, parse};
 
 /// Which of its two forms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -385,3 +385,29 @@ fn limits_by_address_are_a_listeners_and_at_least_1() {
         assert_eq!(refused(&format!("{option} 1")), format!("{option} is a listener's: --listen is missing"));
     }
 }
+
+#[test]
+fn a_listener_behind_a_load_balancer_is_told_whose_word_counts() {
+    let proxies = |line: &str| {
+        let config = with(&format!("--listen 127.0.0.1:25 {line} localhost 465 p"), &[])?;
+        Ok::<_, String>(config.listen.unwrap().proxies)
+    };
+    assert_eq!(proxies(""), Ok(None));
+    let networks = ["192.0.2.0/24", "::1"].map(|text| text.parse().unwrap()).to_vec();
+    assert_eq!(proxies("--proxy-protocol --proxy-from 192.0.2.0/24,::1"), Ok(Some(networks)));
+    for (line, why) in [
+        ("--proxy-from ::1", "--proxy-from counts only with --proxy-protocol"),
+        ("--proxy-protocol", "--proxy-protocol wants --proxy-from"),
+        ("--proxy-protocol --proxy-from lb.example", "\"lb.example\" is no network"),
+        ("--proxy-protocol --proxy-from ::1,", "\"\" is no network"),
+        ("--proxy-protocol --proxy-from 10.0.0.1/8", "\"10.0.0.1/8\" is an address with bits behind its network"),
+        ("--proxy-protocol=yes --proxy-from ::1", "--proxy-protocol"),
+    ] {
+        let refused = proxies(line).unwrap_err();
+        assert!(refused.contains(why), "{line}: {refused}");
+    }
+    for option in ["--proxy-protocol", "--proxy-from ::1"] {
+        let refused = refused(option);
+        assert!(refused.ends_with("is a listener's: --listen is missing"), "{refused}");
+    }
+}

@@ -6,7 +6,8 @@ use std::ffi::OsString;
 use std::thread::available_parallelism;
 
 use super::args::{Typed, called as way_called, socket_path};
-use super::config::{Server, called, number, unprivileged, usage};
+use super::config::{Server, called, number, text, unprivileged, usage};
+use super::network::Network;
 use super::options::Id;
 use crate::error::Fatal;
 use crate::session::Way;
@@ -28,6 +29,8 @@ pub struct Listen {
     pub most_per_address: Option<u32>,
     /// New sessions a second from one address, at least one; `None`: any number.
     pub rate_per_address: Option<u32>,
+    /// Who may say by a PROXY header who the client is, and must; `None`: nobody, and the connection's own end counts.
+    pub proxies: Option<Vec<Network>>,
     /// User and group that PROG is to have; neither 0 nor -1.
     pub ids: (Option<u32>, Option<u32>),
     /// How long sessions may go on behind a SIGTERM.
@@ -76,7 +79,18 @@ pub(super) fn plain(typed: &Typed) -> Result<Option<Server>, Fatal> {
 
 pub(super) fn listen(typed: &Typed) -> Result<Option<Listen>, Fatal> {
     if typed.listen.is_empty() {
-        let ours = [Id::Plain, Id::Lazy, Id::Workers, Id::MaxSessions, Id::MaxPerIp, Id::RatePerIp, Id::Drain, Id::NotifyFd];
+        let ours = [
+            Id::Plain,
+            Id::Lazy,
+            Id::Workers,
+            Id::MaxSessions,
+            Id::MaxPerIp,
+            Id::RatePerIp,
+            Id::ProxyProtocol,
+            Id::ProxyFrom,
+            Id::Drain,
+            Id::NotifyFd,
+        ];
         return match ours.into_iter().find(|id| typed.times(*id) > 0) {
             Some(id) => usage(format!("{} is a listener's: --listen is missing", called(id))),
             None => Ok(None),
@@ -135,6 +149,7 @@ pub(super) fn listen(typed: &Typed) -> Result<Option<Listen>, Fatal> {
         most,
         most_per_address: at_least_one(Id::MaxPerIp)?,
         rate_per_address: at_least_one(Id::RatePerIp)?,
+        proxies: proxies(typed)?,
         ids: (unprivileged(typed, Id::Uid)?, unprivileged(typed, Id::Gid)?),
         drain: Duration::from_secs(number(typed, Id::Drain)?.unwrap_or(DRAIN).into()),
         notify_fd,
@@ -152,5 +167,23 @@ fn systemds(typed: &Typed) -> Result<core::ops::Range<i32>, Fatal> {
         }
         (_, Some(Ok(count @ 1..=MOST_SOCKETS))) => Ok(3..3 + count),
         (_, Some(_)) => usage(format!("--listen systemd: LISTEN_FDS must be a number from 1 to {MOST_SOCKETS}")),
+    }
+}
+
+/// `--proxy-protocol` and `--proxy-from`, neither without the other: whose word is believed is for nobody to guess.
+fn proxies(typed: &Typed) -> Result<Option<Vec<Network>>, Fatal> {
+    match (typed.times(Id::ProxyProtocol) > 0, text(typed, Id::ProxyFrom)?) {
+        (false, None) => Ok(None),
+        (false, Some(_)) => usage("--proxy-from counts only with --proxy-protocol".to_owned()),
+        (true, None) => usage("--proxy-protocol wants --proxy-from, the addresses of the load balancers".to_owned()),
+        (true, Some(list)) => {
+            let network = |item: &str| match item.parse() {
+                Ok(network) => Ok(network),
+                Err(why) => usage(format!(
+                    "--proxy-from takes networks, as 192.0.2.0/24 or ::1, comma-separated: {item:?} is {why}"
+                )),
+            };
+            list.split(',').map(network).collect::<Result<_, _>>().map(Some)
+        }
     }
 }

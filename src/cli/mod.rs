@@ -6,6 +6,7 @@ pub mod args;
 pub mod config;
 mod listen;
 mod mute;
+mod network;
 pub mod options;
 
 use std::ffi::OsString;
@@ -14,6 +15,7 @@ use crate::error::Fatal;
 pub use config::{Config, IdentitySource, Server};
 pub use listen::Listen;
 pub use mute::Mute;
+pub use network::Network;
 use options::Id;
 pub use options::{LISTENER_VARIABLES, OWN_VARIABLES};
 

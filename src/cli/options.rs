@@ -49,6 +49,8 @@ pub enum Id {
     ListenPid,
     MaxPerIp,
     RatePerIp,
+    ProxyProtocol,
+    ProxyFrom,
     Uid,
     Gid,
     NoSandbox,
@@ -178,7 +180,7 @@ impl OptionSpec {
 }
 
 /// The table.
-pub const OPTIONS: [OptionSpec; 56] = [
+pub const OPTIONS: [OptionSpec; 58] = [
     valued(Id::Cert, "cert", "FILE", "", Group::Certificate, "our certificate chain, PEM").with_env("CERTFILE"),
     valued(Id::Key, "key", "FILE", "the --cert file", Group::Certificate, "the private key of --cert, PEM")
         .with_env("KEYFILE"),
@@ -309,6 +311,20 @@ pub const OPTIONS: [OptionSpec; 56] = [
     variable(Id::ListenPid, "LISTEN_PID", Group::Listener, "for --listen systemd: whose they are").with_value("PID"),
     valued(Id::MaxPerIp, "max-per-ip", "N", "", Group::Listener, "sessions at once of one IPv4 address or IPv6 /64"),
     valued(Id::RatePerIp, "rate-per-ip", "N", "", Group::Listener, "new sessions a second of one such address"),
+    flag(
+        Id::ProxyProtocol,
+        "proxy-protocol",
+        Group::Listener,
+        "a PROXY header says who the client is; none: no service",
+    ),
+    valued(
+        Id::ProxyFrom,
+        "proxy-from",
+        "NET,...",
+        "",
+        Group::Listener,
+        "with it: whose header counts, as 192.0.2.7,2001:db8::/64",
+    ),
     variable(Id::Uid, "UID", Group::Listener, "user id that PROG is to have").with_value("UID"),
     variable(Id::Gid, "GID", Group::Listener, "group id that PROG is to have").with_value("GID"),
     flag(Id::NoSandbox, "no-sandbox", Group::General, "keep every right that the kernel gives us"),

@@ -226,10 +226,11 @@ fn house(
         plain,
         learned,
         program: config.program.to_string_lossy().into_owned(),
+        proxies: listen.proxies.clone(),
         admission: Admission::new(listen.most.min(fitting), addresses),
         stage: AtomicU8::new(Stage::Serve as u8),
     };
-    Ok((house, renewal, config.sandbox.then_some(Needs { listens: true, ..needs })))
+    Ok((house, renewal, config.sandbox.then_some(Needs { listens: true, peeks: listen.proxies.is_some(), ..needs })))
 }
 
 /// Where tickets come from, if there may be TLS of ours: of one source for all loops.

@@ -3,6 +3,7 @@
 mod addresses;
 mod admission;
 pub mod listen;
+mod lobby;
 mod probe;
 mod renewal;
 mod sparing;

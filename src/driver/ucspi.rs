@@ -91,7 +91,7 @@ pub(crate) fn needs(target: Option<&Target>, peer: Option<&Peer>, children: Vec<
     // A folder may be one of the system's, or of links to its certificates.
     let linked = folders.first().map(|_| sandbox::system_roots()).unwrap_or_default();
     let files = folders.iter().cloned().chain(linked).collect();
-    Needs { children, targets: target.cloned().into_iter().collect(), files, listens: false }
+    Needs { children, targets: target.cloned().into_iter().collect(), files, listens: false, peeks: false }
 }
 
 /// How HOST is known, where it speaks TLS. Its roots are opened here.

@@ -18,6 +18,7 @@ use log::{error, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
+use crate::cli::Network;
 use crate::client_info::ClientInfo;
 use crate::engine::{Asking, CLIENT_IN, CLIENT_OUT, Crowd, Front, OTHERS, Parts, Secrets, Source};
 use crate::proxy::{Header, Version};
@@ -31,6 +32,7 @@ use crate::sys::spawner::Spawner;
 
 use super::addresses::Refusal;
 use super::admission::{Admission, Place};
+use super::lobby::{self, Lobby};
 use super::probe::Shared;
 use super::renewal::Current;
 use super::sparing::Sparing;
@@ -54,6 +56,8 @@ pub(super) struct House {
     /// PROG, for the log.
     pub(super) program: String,
     pub(super) admission: Arc<Admission>,
+    /// Who may say, and must, whose connection it is.
+    pub(super) proxies: Option<Vec<Network>>,
     /// The present [`Stage`].
     pub(super) stage: AtomicU8,
 }
@@ -99,6 +103,7 @@ pub(super) struct Worker {
     /// Whom the spawner is to answer, in turn, and since when.
     ordered: VecDeque<(Asking, Instant)>,
     crowd: Crowd<Place>,
+    lobby: Lobby,
     refusals: Sparing,
     paused: Option<Instant>,
     /// Nobody new but these, who may be in a queue that goes with its socket.
@@ -143,6 +148,7 @@ impl Worker {
             spawner,
             ordered: VecDeque::new(),
             crowd: Crowd::default(),
+            lobby: Lobby::default(),
             refusals: Sparing::default(),
             paused: None,
             promised: None,
@@ -160,6 +166,7 @@ impl Worker {
         loop {
             let now = Instant::now();
             let accepted = self.accept(now);
+            self.call(now);
             self.take_answers(now);
             self.look_at_the_spawner(now);
             let wait = self.crowd.drive(self.poll.registry(), now);
@@ -169,14 +176,15 @@ impl Worker {
                 self.house.learned.doubt();
             }
             self.order(now);
-            if (self.is_ending || self.promised.is_some()) && self.ears.is_empty() && self.crowd.is_empty() {
+            if (self.is_ending || self.promised.is_some()) && self.ears.is_empty() && self.is_empty() {
                 return if self.is_lost { Err(io::Error::other("the spawner is lost")) } else { Ok(()) };
             }
             let until = |due: Instant| due.saturating_duration_since(now);
             let first = self.ordered.front().map(|(_, since)| until(*since + PATIENCE));
             let again = accepted.then_some(Duration::ZERO);
             let quiet = self.refusals.deadline().map(until);
-            let timeout = [wait, first, again, quiet, self.paused.map(until)].into_iter().flatten().min();
+            let late = self.lobby.deadline().map(until);
+            let timeout = [wait, first, again, quiet, late, self.paused.map(until)].into_iter().flatten().min();
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 _ => {}
@@ -186,6 +194,7 @@ impl Worker {
                     SPAWNER if event.is_read_closed() => self.lose_spawner(&io::ErrorKind::UnexpectedEof.into()),
                     SPAWNER => {}
                     STOP => self.obey(),
+                    token if token.0 >= lobby::FIRST => self.lobby.note(event),
                     token if token.0 < OTHERS => {
                         self.ears.iter_mut().filter(|ear| ear.token == token).for_each(|ear| ear.is_ready = true);
                     }
@@ -193,6 +202,11 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Whether nobody is here.
+    fn is_empty(&self) -> bool {
+        self.lobby.is_empty() && self.crowd.is_empty()
     }
 
     /// Takes connections, some at a time. True: there may be more.
@@ -229,7 +243,14 @@ impl Worker {
         if let Some(left) = &mut self.promised {
             *left = left.saturating_sub(1);
         }
+        let peer = client.ends[0];
+        if let Some(proxies) = &self.house.proxies
+            && !proxies.iter().any(|network| network.contains(peer.ip()))
+        {
+            return self.refusals.say(&format!("client={peer}: --proxy-from does not have it"), now);
+        }
         match self.house.admission.enter() {
+            Some(place) if self.house.proxies.is_some() => self.lobby.join(client, place, now),
             Some(place) => self.begin(client, place, now),
             None => self.turn_away(&client, Ours::TOO_MANY_SESSIONS, "too many sessions", now),
         }
@@ -260,6 +281,16 @@ impl Worker {
                     }
                 }
                 Err(error) => self.lose_spawner(&error),
+            }
+        }
+    }
+
+    /// Begins the sessions of those whose PROXY header is there. Who has none is closed, without a word: it is no mail client's fault.
+    fn call(&mut self, now: Instant) {
+        for (client, found) in self.lobby.drive(self.poll.registry(), now) {
+            match found {
+                Ok(place) => self.begin(client, place, now),
+                Err(why) => self.refusals.say(&format!("client={}: {why}", client.ends[0]), now),
             }
         }
     }
@@ -351,6 +382,7 @@ impl Worker {
     fn end(&mut self) {
         if !core::mem::replace(&mut self.is_ending, true) {
             self.close(|_| true);
+            self.lobby.close();
             self.crowd.terminate(Instant::now());
         }
     }

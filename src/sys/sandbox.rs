@@ -49,6 +49,8 @@ pub struct Needs {
     pub files: Vec<PathBuf>,
     /// Whether we accept connections, and have a spawner start PROGs.
     pub listens: bool,
+    /// Whether we look at what has come and let it lie.
+    pub peeks: bool,
 }
 
 /// What [`confine`] came to.
@@ -212,8 +214,12 @@ fn calls(needs: &Needs) -> Vec<(libc::c_long, Rule)> {
     if is_named || needs.listens {
         all(HEARING, &Rule::Allow);
     }
+    if needs.peeks && !is_named {
+        all(PEEKING, &one_of(3, &[libc::MSG_PEEK]));
+    }
     if is_named {
         all(RESOLVING, &Rule::Allow);
+        all(PEEKING, &Rule::Allow);
         // A connection that begins with its first octets passes Landlock unseen.
         all(&[libc::SYS_sendmsg], &without(2, libc::MSG_FASTOPEN, Otherwise::Refuse));
         all(&[libc::SYS_sendto, libc::SYS_sendmmsg], &without(3, libc::MSG_FASTOPEN, Otherwise::Refuse));
@@ -327,7 +333,6 @@ const RESOLVING: &[libc::c_long] = &[
     libc::SYS_rseq,
     libc::SYS_membarrier,
     libc::SYS_sched_getaffinity,
-    libc::SYS_recvfrom,
     libc::SYS_recvmmsg,
     libc::SYS_getpeername,
     libc::SYS_uname,
@@ -338,6 +343,9 @@ const LISTENING: &[libc::c_long] = &[libc::SYS_accept4, libc::SYS_fstat];
 
 /// Whose they are, what a spawner answers, and a name server.
 const HEARING: &[libc::c_long] = &[libc::SYS_recvmsg, libc::SYS_getsockname];
+
+/// A PROXY header, and what a name server says.
+const PEEKING: &[libc::c_long] = &[libc::SYS_recvfrom];
 
 /// Opening for more than reading.
 const WRITING: i32 = libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC;
@@ -367,12 +375,13 @@ mod tests {
         let unix = Target { place: Place::Unix("/s".into()), source: None, loopback_only: false };
         let all = [vec![], vec![tcp("127.0.0.1")], vec![tcp("mx.example")], vec![unix.clone()], vec![tcp("::1"), unix]];
         for targets in all {
-            for listens in [false, true] {
+            for [listens, peeks] in [[false, false], [true, false], [true, true]] {
                 let needs = Needs {
                     children: vec![Pid::INIT; 2],
                     targets: targets.clone(),
                     files: vec!["/etc/ssl".into()],
                     listens,
+                    peeks,
                 };
                 let mut numbers: Vec<_> = calls(&needs).into_iter().map(|(number, _)| number).collect();
                 numbers.sort_unstable();

@@ -12,7 +12,7 @@ const TOO_MANY: &[u8] = b"421 4.7.0 Too many sessions from your address, try aga
 const TOO_FAST: &[u8] = b"421 4.7.0 Too many new sessions from your address, try again later\r\n";
 
 /// A client that connects from this address.
-fn client_from(source: &str, to: SocketAddr) -> Wire {
+pub(crate) fn client_from(source: &str, to: SocketAddr) -> Wire {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
     let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();

@@ -19,6 +19,7 @@ mod mute;
 mod operation;
 mod phases;
 mod proxy;
+mod proxy_in;
 mod raw;
 mod renewal;
 mod respawn;
