@@ -206,7 +206,8 @@ fn house(
     let renewal = opener.and_then(|opener| Renewal::new(opener, &config, made, secrets, current.clone()));
     let bare = Policy { offer_tls: false, ..config.policy.clone() };
     let policy = Policy { offer_tls: true, ..config.policy };
-    let brief = [&policy, &bare].map(|usual| Arc::new(Policy { timeouts: usual.timeouts.under_stress(), ..usual.clone() }));
+    let brief =
+        [&policy, &bare].map(|usual| Arc::new(Policy { timeouts: usual.timeouts.under_stress(), ..usual.clone() }));
     privileges::become_user(config.uid, config.gid)
         .and_then(|()| privileges::harden())
         .map_err(|error| Fatal::System("drop privileges", error))?;

@@ -167,6 +167,20 @@ impl Stage {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// The process of the server of that name.
+    pub(crate) fn pid(&self, name: &str) -> Pid {
+        let daemons = self.daemons.borrow();
+        Pid::from_child(&daemons.iter().find(|(this, _)| this == name).expect(name).1)
+    }
+
+    /// Waits until the server of that name has ended by itself.
+    #[track_caller]
+    pub(crate) fn wait_until_ended(&self, name: &str) -> ExitStatus {
+        let mut daemons = self.daemons.borrow_mut();
+        let daemon = &mut daemons.iter_mut().find(|(this, _)| this == name).expect(name).1;
+        wait_for(&format!("{name} to end"), || daemon.try_wait().expect("wait"))
+    }
+
     /// Waits until a server has no child left, neither running nor a zombie: each session it started is over and reaped.
     #[track_caller]
     pub(crate) fn wait_until_childless(&self, name: &str) {
@@ -245,7 +259,7 @@ fn spawn(command: &mut Command) -> Child {
 }
 
 /// Whether /proc/net/tcp has a listening socket (state 0A) on just this address.
-fn is_listening(at: SocketAddrV4) -> bool {
+pub(crate) fn is_listening(at: SocketAddrV4) -> bool {
     let local = format!(" {:08X}:{:04X} ", u32::from_ne_bytes(at.ip().octets()), at.port());
     let table = fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp");
     table.lines().any(|line| line.contains(&local) && line.split_whitespace().nth(3) == Some("0A"))
