@@ -211,6 +211,9 @@ impl Worker {
 
     /// Takes connections, some at a time. True: there may be more.
     fn accept(&mut self, now: Instant) -> bool {
+        if self.promised == Some(0) {
+            self.close(|_| true);
+        }
         if self.paused.is_some_and(|until| now < until) {
             return false;
         }
@@ -233,8 +236,8 @@ impl Worker {
                 }
             }
         }
-        if let Some(left) = self.promised {
-            self.close(|ear| left == 0 || !ear.is_ready);
+        if self.promised.is_some() {
+            self.close(|ear| !ear.is_ready);
         }
         false
     }
