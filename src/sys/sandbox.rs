@@ -184,7 +184,8 @@ fn calls(needs: &Needs) -> Vec<(libc::c_long, Rule)> {
         if is_named && cfg!(target_env = "gnu") { Rule::Allow } else { without(2, libc::PROT_EXEC, Otherwise::Kill) };
     all(&[libc::SYS_mmap, libc::SYS_mprotect], &memory);
 
-    if is_named || !needs.files.is_empty() {
+    let looks = is_named || !needs.files.is_empty();
+    if looks {
         all(LOOKING, &Rule::Allow);
         all(&[libc::SYS_openat], &without(2, WRITING, Otherwise::Refuse));
         #[cfg(target_arch = "x86_64")]
@@ -210,6 +211,10 @@ fn calls(needs: &Needs) -> Vec<(libc::c_long, Rule)> {
     }
     if needs.listens {
         all(LISTENING, &Rule::Allow);
+        if !looks {
+            // Whether others may use a file of keys that is read again.
+            all(&[libc::SYS_fstat], &Rule::Allow);
+        }
     }
     if is_named || needs.listens {
         all(HEARING, &Rule::Allow);
@@ -338,8 +343,8 @@ const RESOLVING: &[libc::c_long] = &[
     libc::SYS_uname,
 ];
 
-/// Connections; and whether others may use a file of keys that is read again.
-const LISTENING: &[libc::c_long] = &[libc::SYS_accept4, libc::SYS_fstat];
+/// Connections.
+const LISTENING: &[libc::c_long] = &[libc::SYS_accept4];
 
 /// Whose they are, what a spawner answers, and a name server.
 const HEARING: &[libc::c_long] = &[libc::SYS_recvmsg, libc::SYS_getsockname];
