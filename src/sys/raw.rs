@@ -38,8 +38,8 @@ pub(super) fn close_on_exec_above_stderr() -> io::Result<()> {
 
 /// Forks. `None`: this is the new process.
 pub(super) fn fork() -> io::Result<Option<Pid>> {
-    // SAFETY: only another thread could hold a lock that the new process waits for in vain, and there is none: the one caller runs
-    // before the resolver could be asked.
+    // SAFETY: only another thread could hold a lock that the new process waits for in vain, and there is none: all callers run before
+    // any thread is started.
     match unsafe { libc::fork() } {
         0 => Ok(None),
         pid @ 1.. => Ok(Pid::from_raw(pid)),
