@@ -187,9 +187,6 @@ fn calls(needs: &Needs) -> Vec<(libc::c_long, Rule)> {
     let looks = is_named || !needs.files.is_empty();
     if looks {
         all(LOOKING, &Rule::Allow);
-        if !needs.listens {
-            all(&[libc::SYS_fstat], &Rule::Allow);
-        }
         all(&[libc::SYS_openat], &without(2, WRITING, Otherwise::Refuse));
         #[cfg(target_arch = "x86_64")]
         all(&[libc::SYS_open], &without(1, WRITING, Otherwise::Refuse));
@@ -313,8 +310,9 @@ const INTRUDERS: &[libc::c_long] = &[
 const FCNTL: &[i32] =
     &[libc::F_GETFL, libc::F_SETFL, libc::F_GETFD, libc::F_SETFD, libc::F_DUPFD_CLOEXEC, libc::F_SETPIPE_SZ];
 
-/// What reading files and folders takes besides opening them and fstat, which a listener has anyway.
+/// What reading files and folders takes besides opening them.
 const LOOKING: &[libc::c_long] = &[
+    libc::SYS_fstat,
     libc::SYS_newfstatat,
     libc::SYS_statx,
     libc::SYS_lseek,
