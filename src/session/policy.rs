@@ -95,7 +95,7 @@ pub struct Timeouts {
 }
 
 impl Timeouts {
-    /// The same where places are scarce: no wait for the client is longer than [`limits`](super::limits) says. What a server is waited
+    /// The same where places are scarce: no wait for the client is longer than [`limits`] says. What a server is waited
     /// for stays, or its slowness would be the client's loss.
     #[must_use]
     pub fn under_stress(self) -> Self {
