@@ -104,7 +104,9 @@ pub(super) struct Worker {
     ordered: VecDeque<(Asking, Instant)>,
     crowd: Crowd<Place>,
     lobby: Lobby,
+    /// What is said of those who are over a limit, and of those without a PROXY header that counts: neither hides the other.
     refusals: Sparing,
+    strangers: Sparing,
     paused: Option<Instant>,
     /// Nobody new but these, who may be in a queue that goes with its socket.
     promised: Option<usize>,
@@ -150,6 +152,7 @@ impl Worker {
             crowd: Crowd::default(),
             lobby: Lobby::default(),
             refusals: Sparing::default(),
+            strangers: Sparing::default(),
             paused: None,
             promised: None,
             is_ending: false,
@@ -172,6 +175,7 @@ impl Worker {
             let wait = self.crowd.drive(self.poll.registry(), now);
             self.house.admission.tell(now);
             self.refusals.tend(now);
+            self.strangers.tend(now);
             if self.crowd.take_differences() {
                 self.house.learned.doubt();
             }
@@ -182,9 +186,10 @@ impl Worker {
             let until = |due: Instant| due.saturating_duration_since(now);
             let first = self.ordered.front().map(|(_, since)| until(*since + PATIENCE));
             let again = accepted.then_some(Duration::ZERO);
-            let quiet = self.refusals.deadline().map(until);
+            let [quiet, strange] = [&self.refusals, &self.strangers].map(|lines| lines.deadline().map(until));
             let late = self.lobby.deadline().map(until);
-            let timeout = [wait, first, again, quiet, late, self.paused.map(until)].into_iter().flatten().min();
+            let timeout =
+                [wait, first, again, quiet, strange, late, self.paused.map(until)].into_iter().flatten().min();
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 _ => {}
@@ -250,7 +255,7 @@ impl Worker {
         if let Some(proxies) = &self.house.proxies
             && !proxies.iter().any(|network| network.contains(peer.ip()))
         {
-            return self.refusals.say(&format!("client={peer}: --proxy-from does not have it"), now);
+            return self.strangers.say(&format!("client={peer}: --proxy-from does not have it"), now);
         }
         match self.house.admission.enter() {
             Some(place) if self.house.proxies.is_some() => self.lobby.join(client, place, now),
@@ -293,7 +298,7 @@ impl Worker {
         for (client, found) in self.lobby.drive(self.poll.registry(), now) {
             match found {
                 Ok(place) => self.begin(client, place, now),
-                Err(why) => self.refusals.say(&format!("client={}: {why}", client.ends[0]), now),
+                Err(why) => self.strangers.say(&format!("client={}: {why}", client.ends[0]), now),
             }
         }
     }

@@ -120,6 +120,8 @@ fn two_front_ends_behind_haproxy_serve_as_one() {
         block_behind("`haproxy.cfg` on 192.0.2.10"),
         &[
             ("192.0.2.10:25", &at.to_string()),
+            // It must have twice as many descriptors.
+            ("maxconn 20000", "maxconn 100"),
             ("192.0.2.11:25", &fronts[0].at.to_string()),
             ("192.0.2.12:25", &fronts[1].at.to_string()),
         ],
@@ -139,6 +141,8 @@ fn two_front_ends_behind_haproxy_serve_as_one() {
     assert_eq!(kept.says("MAIL FROM:<a@b.example>").expect("a reply"), "250 127.0.0.2");
     kill_process(first, Signal::KILL).expect("kill");
     assert_eq!(lost.says("NOOP").unwrap_or_default(), "", "its session is over");
+    // Who is in its queue at that moment is lost with it.
+    wait_for("the socket to go", || (!is_listening(fronts[0].at)).then_some(()));
     for _ in 0..10 {
         let mut client = Client::from("127.0.0.3", at).expect("nobody is refused");
         assert_eq!(client.front, "mx2");
