@@ -1,15 +1,17 @@
 //! Two listeners behind HAProxy, by the README's own configuration: clients keep their address, a front end that is killed takes no
-//! sessions but its own with it, and one that is told to stop lets them end.
+//! sessions but its own with it, one that is told to stop lets them end, and a ticket of one is good for the other.
 
 use std::cell::Cell;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, SocketAddrV4, TcpStream};
 use std::time::{Duration, Instant};
 
-use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::backends::stunnel;
 use crate::front::Identity;
+use crate::letter::Queue;
 use crate::readme::{block_behind, with};
 use crate::stage::{PATIENCE, Stage, is_listening, wait_for};
 
@@ -35,7 +37,8 @@ struct Client {
 impl Client {
     /// One from this address, once it is greeted. `Err`: it was not.
     fn from(source: &str, to: SocketAddrV4) -> Result<Self, std::io::Error> {
-        let stream = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+        // No server that is started later may hold it open.
+        let stream = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         bind(&stream, &SocketAddr::new(source.parse().expect("an address"), 0))?;
         connect(&stream, &to)?;
         let stream = TcpStream::from(stream);
@@ -70,19 +73,19 @@ struct Front {
 
 impl Front {
     /// Returns its process.
-    fn start(&self, stage: &Stage) -> Pid {
+    fn start(&self, stage: &Stage, host: SocketAddrV4) -> Pid {
         self.starts.set(self.starts.get() + 1);
         let name = format!("{}-{}", self.name, self.starts.get());
-        let backend = stage.unused_port();
         let words = with(
             block_behind("On each, with its own address for 192.0.2.11:"),
             &[
                 ("exec starttls-wrapper", concat!("exec ", env!("CARGO_BIN_EXE_starttls-wrapper"), " --workers 1")),
+                ("/etc/ssl/ticket.keys", &stage.path("ticket.keys").to_string_lossy()),
                 ("/etc/ssl/mx.pem", &stage.path("mx.pem").to_string_lossy()),
                 ("192.0.2.11:25", &self.at.to_string()),
                 // By which HAProxy reaches loopback.
                 ("192.0.2.10", "127.0.0.1"),
-                ("127.0.0.1 465", &format!("{} {}", backend.ip(), backend.port())),
+                ("127.0.0.1 465", &format!("{} {}", host.ip(), host.port())),
                 ("/var/qmail/bin/qmail-smtpd", &format!("/bin/sh {} {}", stage.path("prog").display(), self.name)),
             ],
         );
@@ -113,8 +116,11 @@ fn two_front_ends_behind_haproxy_serve_as_one() {
     let text = |path| std::fs::read_to_string(path).expect("PEM");
     stage.write("mx.pem", text(&identity.certificate) + &text(&identity.key));
     stage.write("prog", PROG);
+    let keys = format!("umask 077; openssl rand -base64 48 >{}", stage.path("ticket.keys").display());
+    stage.run(&mut stage.command(["/bin/sh", "-c", &keys]), b"").succeeded("openssl rand");
+    let host = stunnel(&stage, &identity, "TLSv1.3", &Queue::new(&stage, "backend"));
     let fronts = ["mx1", "mx2"].map(|name| Front { name, at: stage.unused_port(), starts: Cell::new(0) });
-    let [first, second] = [0, 1].map(|number: usize| fronts[number].start(&stage));
+    let [first, second] = [0, 1].map(|number: usize| fronts[number].start(&stage, host));
     let at = stage.unused_port();
     let configuration = with(
         block_behind("`haproxy.cfg` on 192.0.2.10"),
@@ -136,6 +142,21 @@ fn two_front_ends_behind_haproxy_serve_as_one() {
         }
     }
 
+    // A ticket of one is good for the other, and sessions go to each in turn.
+    let is_reused = |flag: &str| {
+        let mut command = stage.command(["openssl", "s_client", "-starttls", "smtp", "-ign_eof"]);
+        command.args(["-verify_return_error", "-verify_hostname", "localhost", "-CAfile"]).arg(&identity.certificate);
+        command.arg("-connect").arg(at.to_string()).arg(flag).arg(stage.path("session"));
+        let output = stage.run(&mut command, b"EHLO c.example\r\nQUIT\r\n").succeeded("openssl s_client");
+        assert!(output.contains("\n221 "), "{output}");
+        output.contains("\nReused, TLS")
+    };
+    assert!(!is_reused("-sess_out"));
+    assert!((0..4).all(|_| is_reused("-sess_in")));
+    for name in ["mx1-1", "mx2-1"] {
+        wait_for("a resumed session on each", || stage.log(name).contains(" resumed=yes ").then_some(()));
+    }
+
     // One is killed.
     let [mut lost, mut kept] = one_of_each(at);
     assert_eq!(kept.says("MAIL FROM:<a@b.example>").expect("a reply"), "250 127.0.0.2");
@@ -151,7 +172,7 @@ fn two_front_ends_behind_haproxy_serve_as_one() {
     }
 
     // It is back, and serves again by itself.
-    fronts[0].start(&stage);
+    fronts[0].start(&stage, host);
     drop((lost, kept));
     let [mut new, mut drained] = one_of_each(at);
 
