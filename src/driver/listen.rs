@@ -45,8 +45,8 @@ const UCSPI_VARIABLES: [&str; 3] = ["TCPREMOTEHOST", "TCPREMOTEINFO", "TCPLOCALH
 /// Descriptors that are no session's: log, sockets, loops, the spawner, with room to spare.
 const OUR_OWN: u64 = 128;
 
-/// Descriptors of a session at most: client and HOST twice, PROG's pipes and leash, and a name's resolver.
-const EACH: u64 = 10;
+/// Descriptors of a session at most: client, HOST twice, PROG's pipes and leash, and a name's resolver.
+const EACH: u64 = 9;
 
 /// Serves until SIGTERM or SIGINT. Returns the exit code.
 ///
@@ -221,10 +221,10 @@ fn house(
         policy: Arc::new(policy),
         bare: Arc::new(bare),
         setups: current,
-        target,
+        target: target.map(Arc::new),
         send_proxy: config.send_proxy,
         relay: config.relay,
-        plain,
+        plain: plain.map(Arc::new),
         learned,
         program: config.program.to_string_lossy().into_owned(),
         proxies: listen.proxies.clone(),

@@ -16,7 +16,9 @@ use zeroize::Zeroizing;
 
 use crate::cli::{Config, IdentitySource, OWN_VARIABLES, Server};
 use crate::client_info::{self, ClientInfo};
-use crate::engine::{self, CLIENT_IN, CLIENT_OUT, Conn, Front, Parts, Peer, SIGNALS, Secrets, TLS_SERVER, TlsServer};
+use crate::engine::{
+    self, CLIENT_IN, CLIENT_OUT, Conn, Ends, Front, Parts, Peer, SIGNALS, Secrets, TLS_SERVER, TlsServer,
+};
 use crate::error::Fatal;
 use crate::proxy::Header;
 use crate::session::{ChildEnd, EndReason, PolicyEnd};
@@ -201,15 +203,15 @@ impl Parted {
             Some(Header { version, client, local, tls: policy.way.ends_tls() })
         });
         let parts = Parts {
-            client: (End::shared(input, CLIENT_IN)?, End::shared(output, CLIENT_OUT)?),
+            client: Ends::two(End::shared(input, CLIENT_IN)?, End::shared(output, CLIENT_OUT)?),
             front: child.map_or_else(Front::Failed, Front::Child),
             holder,
             tls_server,
             info,
             policy: Arc::new(policy),
-            secrets,
+            secrets: Some(secrets),
             setups: None,
-            target,
+            target: target.map(Arc::new),
             proxy,
             relay: config.relay,
             terminations: Some(terminations),

@@ -20,7 +20,7 @@ use mio::{Events, Interest, Poll, Token};
 
 use crate::cli::Network;
 use crate::client_info::ClientInfo;
-use crate::engine::{Asking, CLIENT_IN, CLIENT_OUT, Crowd, Front, OTHERS, Parts, Secrets, Source};
+use crate::engine::{Asking, CLIENT_IN, Crowd, Ends, Front, OTHERS, Parts, Source};
 use crate::proxy::{Header, Version};
 use crate::session::policy::RelayMode;
 use crate::session::{Policy, StandIn};
@@ -46,11 +46,11 @@ pub(super) struct House {
     /// Both where places are scarce.
     pub(super) brief: [Arc<Policy>; 2],
     pub(super) setups: Arc<Current>,
-    pub(super) target: Option<Target>,
+    pub(super) target: Option<Arc<Target>>,
     pub(super) send_proxy: Option<Version>,
     pub(super) relay: RelayMode,
     /// Where the plaintext server is, if it is none that is started.
-    pub(super) plain: Option<Target>,
+    pub(super) plain: Option<Arc<Target>>,
     /// What is said in its place as long as it need not be there.
     pub(super) learned: Arc<Shared>,
     /// PROG, for the log.
@@ -142,6 +142,7 @@ impl Worker {
         if let Some(spawner) = &spawner {
             watch(spawner.as_fd().as_raw_fd(), SPAWNER)?;
         }
+            listener::hurry(&ear.listening.socket);
         Ok(Self {
             house,
             poll,
@@ -315,11 +316,6 @@ impl Worker {
                 return self.turn_away(&accepted, Ours::TOO_FAST, "too many new sessions of its address", now);
             }
         }
-        let output = End::socket(accepted.socket, CLIENT_OUT);
-        let input = match output.again(CLIENT_IN) {
-            Ok(input) => input,
-            Err(error) => return self.refusals.say(&format!("can't serve {client}: {error}"), now),
-        };
         let (way, setups) = (house.policy.way, house.setups.get());
         let policy = match (setups.is_some() || !way.ends_tls(), house.admission.is_scarce()) {
             (true, false) => &house.policy,
@@ -330,7 +326,7 @@ impl Worker {
         let source = house.plain.clone().map_or(Source::Asked(ends), Source::Dialled);
         let stand_in = house.learned.get().and_then(|learned| StandIn::new(learned, Some(client.ip().to_canonical())));
         let parts = Parts {
-            client: (input, output),
+            client: Ends::one(End::socket(accepted.socket, CLIENT_IN)),
             front: Front::Later(source, stand_in),
             holder: None,
             tls_server: None,
@@ -338,7 +334,7 @@ impl Worker {
             policy: policy.clone(),
             target: house.target.clone(),
             proxy: house.send_proxy.map(|version| Some(Header { version, client, local, tls: way.ends_tls() })),
-            secrets: Secrets::default(),
+            secrets: None,
             setups,
             relay: house.relay,
             terminations: None,

@@ -17,7 +17,7 @@ use mio::{Interest, Token};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use crate::buffer::Buffer;
+use crate::buffer::{Outgoing, spare};
 use crate::sys::end::{End, Registry};
 use crate::sys::splice;
 use crate::tls::{CertificateDer, ClientConfig, Facts, Leg, ServerName, TlsError};
@@ -55,8 +55,7 @@ enum Link {
 struct Clear {
     ends: Ends,
     /// What has not left.
-    waiting: Buffer,
-    room: Vec<u8>,
+    waiting: Outgoing,
     /// Its end has been read: as clean an end as there is without TLS.
     has_ended: bool,
     is_grown: bool,
@@ -106,7 +105,7 @@ impl Backend {
     }
 
     fn clear(ends: Ends) -> Self {
-        let clear = Clear { ends, waiting: Buffer::default(), room: Vec::new(), has_ended: false, is_grown: false };
+        let clear = Clear { ends, waiting: Outgoing::default(), has_ended: false, is_grown: false };
         Self::over(Link::Clear(clear))
     }
 
@@ -261,7 +260,7 @@ impl Backend {
         self.is_deaf
             || match &self.link {
                 Link::Tls(_, leg) => !leg.wants_write(),
-                Link::Clear(clear) => clear.waiting.is_empty(),
+                Link::Clear(clear) => clear.waiting.waiting().is_empty(),
             }
     }
 
@@ -325,31 +324,28 @@ impl Backend {
     pub(super) fn give_back(&mut self) {
         match &mut self.link {
             Link::Tls(_, leg) => leg.give_back(),
-            Link::Clear(clear) => {
-                clear.room = Vec::new();
-                if clear.waiting.is_empty() {
-                    clear.waiting = Buffer::default();
-                }
-            }
+            Link::Clear(clear) => clear.waiting.give_back(),
         }
     }
 }
 
 impl Clear {
     fn receive(&mut self, sink: &mut dyn FnMut(&[u8])) -> Result<Received, Trouble> {
-        self.room.resize(ROOM, 0);
-        match self.ends.input().read(&mut self.room) {
+        let mut room = spare::of(ROOM);
+        let received = match self.ends.input().read(&mut room[..ROOM]) {
             Ok(None) => Ok(Received::Nothing),
             Ok(Some(0)) => {
                 self.has_ended = true;
                 Ok(Received::End)
             }
             Ok(Some(count)) => {
-                sink(&self.room[..count]);
+                sink(&room[..count]);
                 Ok(Received::Octets(count))
             }
             Err(error) => Err(Trouble::Broken(error)),
-        }
+        };
+        spare::give_back(room);
+        received
     }
 
     fn send(&mut self, octets: &[u8]) -> io::Result<()> {
@@ -365,10 +361,10 @@ impl Clear {
     fn transmit(&mut self) -> io::Result<usize> {
         let mut written = 0;
         let Some(end) = self.ends.output() else { return Ok(0) };
-        while !self.waiting.is_empty() && end.writable {
-            match end.write(self.waiting.as_slice())? {
+        while !self.waiting.waiting().is_empty() && end.writable {
+            match end.write(self.waiting.waiting())? {
                 Some(count) => {
-                    self.waiting.consume(count);
+                    self.waiting.sent(count);
                     written += count;
                 }
                 None => break,

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use crate::session::{ClientEnd, EndReason, Phase, Way, limits};
 use crate::sys::end::Registry;
-use crate::tls::Leg;
 
 use super::backend::Backend;
 use super::bridge;
@@ -30,7 +29,7 @@ impl Conn {
         let clean = self.ends_cleanly();
         self.dial = None;
         if let Some(client) = &self.client {
-            self.batch.end(&client.input);
+            self.batch.end(&client.ends.input);
         }
         if let Some(backend) = &mut self.backend {
             // Best effort: without it a backend in TLS sees an abort.
@@ -74,17 +73,17 @@ impl Conn {
                 client.close_sent = true;
                 leg.send_close();
             }
-            match bridge::transmit(&mut client.output, leg) {
+            match bridge::transmit(client.ends.output(), leg) {
                 Ok(count) => self.tally.sent += count as u64,
                 Err(_) => client.is_deaf = true,
             }
             is_flushed = client.is_deaf || (is_flushed && !leg.wants_write());
         }
-        if client.is_over && is_flushed || linger.poll(&mut client.input, &mut client.output, is_flushed, now) {
+        if client.is_over && is_flushed || linger.poll(&mut client.ends, is_flushed, now) {
             if !is_flushed {
                 self.session.handle_unsent();
             }
-            let facts = client.leg.as_ref().map(Leg::facts);
+            let facts = client.leg.as_ref().map(|leg| leg.facts());
             let mode = match (self.policy.way, &facts, &self.told) {
                 (_, Some(facts), _) => Mode::Tls(facts),
                 (_, None, Some(told)) => Mode::Told(told),

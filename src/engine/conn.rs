@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use log::trace;
 use mio::event::Event;
@@ -41,14 +41,11 @@ pub(super) const SCRATCH: usize = 8 * 1024;
 /// Rounds of one `drive` before the loop looks at everything else.
 const ROUNDS: usize = 16;
 
-/// Buffers that have been idle for so long are given back.
-pub(super) const IDLE: Duration = Duration::from_secs(1);
-
 /// What a connection is made of.
 #[derive(Debug)]
 pub struct Parts {
-    /// What the client sends and what it is sent: one socket twice, or two pipes.
-    pub client: (End, End),
+    /// What the client sends and what it is sent.
+    pub client: Ends,
     /// The plaintext server.
     pub front: Front,
     /// The place of a fresh PROG, where the way has one.
@@ -60,11 +57,11 @@ pub struct Parts {
     /// What the session decides by.
     pub policy: Arc<Policy>,
     /// Where the backend is, where it is dialled.
-    pub target: Option<Target>,
+    pub target: Option<Arc<Target>>,
     /// What HOST is told of the client before anything else; the inner `None`: nobody knows who it is.
     pub proxy: Option<Option<Header>>,
-    /// What TLS is made from, and what was made from it already.
-    pub secrets: Secrets,
+    /// What TLS is made from, where that is not done yet.
+    pub secrets: Option<Secrets>,
     /// The TLS configurations, where many sessions share them; `None`: made from `secrets` when they are needed.
     pub setups: Option<Setups>,
     /// How relayed plaintext moves.
@@ -86,12 +83,37 @@ pub enum Driven {
     Over,
 }
 
+/// The client's descriptors: what it sends and what it is sent, or, where both are one socket of ours, that alone.
+#[derive(Debug)]
+pub struct Ends {
+    pub(super) input: End,
+    output: Option<End>,
+}
+
+impl Ends {
+    /// One socket of ours.
+    #[must_use]
+    pub fn one(socket: End) -> Self {
+        Self { input: socket, output: None }
+    }
+
+    /// Two descriptors, which may lead to the same.
+    #[must_use]
+    pub fn two(input: End, output: End) -> Self {
+        Self { input, output: Some(output) }
+    }
+
+    /// What the client is sent.
+    pub(super) fn output(&mut self) -> &mut End {
+        self.output.as_mut().unwrap_or(&mut self.input)
+    }
+}
+
 /// The client's side.
 pub(super) struct Client {
-    pub(super) input: End,
-    pub(super) output: End,
+    pub(super) ends: Ends,
     /// TLS, from the 220 on.
-    pub(super) leg: Option<Leg>,
+    pub(super) leg: Option<Box<Leg>>,
     /// It has closed its side, or is broken: nothing more is to be read.
     pub(super) is_over: bool,
     /// It has reset its connection.
@@ -105,17 +127,8 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(input: End, output: End) -> Self {
-        Self {
-            input,
-            output,
-            leg: None,
-            is_over: false,
-            is_lost: false,
-            is_deaf: false,
-            close_sent: false,
-            is_shut: false,
-        }
+    pub(super) fn new(ends: Ends) -> Self {
+        Self { ends, leg: None, is_over: false, is_lost: false, is_deaf: false, close_sent: false, is_shut: false }
     }
 }
 
@@ -128,18 +141,18 @@ pub struct Conn {
     pub(super) child_out: Option<End>,
     /// Where the plaintext server comes from, as long as it has not been asked for.
     pub(super) source: Option<Source>,
-    pub(super) holder: Option<Holder>,
-    pub(super) tls_server: Option<TlsServer>,
-    pub(super) tls_handshake: Option<TlsHandshake>,
+    pub(super) holder: Option<Box<Holder>>,
+    pub(super) tls_server: Option<Box<TlsServer>>,
+    pub(super) tls_handshake: Option<Box<TlsHandshake>>,
     pub(super) tls_pid: Option<Pid>,
     /// What the UCSPI-TLS server has told of its TLS, once that stands.
     pub(super) told: Option<Vec<Variable>>,
     pub(super) exit: Option<End>,
-    pub(super) dial: Option<Dial>,
+    pub(super) dial: Option<Box<Dial>>,
     pub(super) resolver: Resolver,
     pub(super) setups: Option<Setups>,
     pub(super) backend: Option<Backend>,
-    pub(super) relay: Option<Relay>,
+    pub(super) relay: Option<Box<Relay>>,
     pub(super) batch: Batch,
     /// One of each process that was started: PROG and, in the way `respawn`, its successor.
     pub(super) dismissals: Vec<Dismissal>,
@@ -147,21 +160,20 @@ pub struct Conn {
     pub(super) terminations: Option<End>,
     pub(super) info: ClientInfo,
     pub(super) policy: Arc<Policy>,
-    pub(super) target: Option<Target>,
+    pub(super) target: Option<Arc<Target>>,
     pub(super) proxy: Option<Option<Header>>,
-    pub(super) secrets: Secrets,
+    pub(super) secrets: Option<Box<Secrets>>,
     pub(super) mode: RelayMode,
     pub(super) tally: Tally,
     pub(super) started: Instant,
-    pub(super) trim: Option<Instant>,
 }
 
 impl Conn {
     /// Puts a connection together and has the loop watch it. What can't be watched ends the session.
     #[must_use]
     pub fn new(parts: Parts, registry: &Registry) -> Self {
-        let (mut input, output) = parts.client;
-        let mut watched = input.watch(registry, Interest::READABLE | Interest::PRIORITY);
+        let mut client = Client::new(parts.client);
+        let mut watched = client.ends.input.watch(registry, Interest::READABLE | Interest::PRIORITY);
         let (policy, now) = (parts.policy.clone(), parts.started);
         let (mut child, mut child_in, mut child_out, mut source) = (None, None, None, None);
         let mut session = match parts.front {
@@ -201,7 +213,6 @@ impl Conn {
         // Behind TLS from the start.
         let from_child = if parts.policy.way == Way::Mute { child_out.take() } else { None };
         let backend = from_child.map(|from| Backend::child(from, child_in.take()));
-        let client = Client::new(input, output);
         Self {
             session,
             client: Some(client),
@@ -209,8 +220,8 @@ impl Conn {
             child_in,
             child_out,
             source,
-            holder: parts.holder,
-            tls_server,
+            holder: parts.holder.map(Box::new),
+            tls_server: tls_server.map(Box::new),
             tls_handshake: None,
             tls_pid: None,
             told: None,
@@ -228,11 +239,10 @@ impl Conn {
             policy: parts.policy,
             target: parts.target,
             proxy: parts.proxy,
-            secrets: parts.secrets,
+            secrets: parts.secrets.map(Box::new),
             mode: parts.relay,
             tally: Tally::default(),
             started: parts.started,
-            trim: None,
         }
     }
 
@@ -265,11 +275,11 @@ impl Conn {
         let backend = self.backend.as_mut().and_then(|backend| backend.end_called(token));
         let end = match token {
             _ if backend.is_some() => backend,
-            CLIENT_IN => self.client.as_mut().map(|client| &mut client.input),
-            CLIENT_OUT => self.client.as_mut().map(|client| &mut client.output),
+            CLIENT_IN => self.client.as_mut().map(|client| &mut client.ends.input),
+            CLIENT_OUT => self.client.as_mut().map(|client| client.ends.output()),
             CHILD_OUT => self.child_out.as_mut(),
             CHILD_IN => self.child_in.as_mut(),
-            BACKEND => self.dial.as_mut().and_then(Dial::end),
+            BACKEND => self.dial.as_mut().and_then(|dial| dial.end()),
             CHILD_EXIT => {
                 // Which of them, they find out.
                 self.dismissals.iter_mut().filter_map(Dismissal::exit_end).for_each(|exit| exit.note(event));
@@ -289,7 +299,8 @@ impl Conn {
         }
         if let Some(relay) = &mut self.relay {
             relay.to_server.is_awake |= matches!(token, CLIENT_IN | CHILD_IN);
-            relay.to_client.is_awake |= matches!(token, CHILD_OUT | CLIENT_OUT);
+            relay.to_client.is_awake |=
+                matches!(token, CHILD_OUT | CLIENT_OUT) || (token == CLIENT_IN && is_room(event));
         }
     }
 
@@ -297,10 +308,10 @@ impl Conn {
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         let session = self.session.deadline();
-        let dial = self.dial.as_ref().and_then(Dial::deadline);
+        let dial = self.dial.as_ref().and_then(|dial| dial.deadline());
         let linger = self.client.as_ref().and(self.linger.as_ref()).map(Linger::deadline);
         let dismissal = self.dismissals.iter().filter_map(Dismissal::deadline).min();
-        [session, dial, linger, dismissal, self.batch.deadline(), self.trim].into_iter().flatten().min()
+        [session, dial, linger, dismissal, self.batch.deadline()].into_iter().flatten().min()
     }
 
     /// Does all that can be done now.
@@ -314,7 +325,6 @@ impl Conn {
             self.terminate(now);
         }
         self.tend_dismissals(now);
-        self.trim(now);
         let mut rounds = 0;
         loop {
             let phase = self.session.phase();
@@ -367,6 +377,7 @@ impl Conn {
             self.session.handle_end(EndReason::System(format!("can't watch: {error}")), now);
             return Driven::Again;
         }
+        self.give_back();
         Driven::Wait
     }
 
@@ -389,13 +400,13 @@ impl Conn {
             | Phase::SecureClient
             | Phase::Close => false,
         };
-        is_unread && self.client.as_ref().is_some_and(|client| client.input.is_broken && !client.is_over)
+        is_unread && self.client.as_ref().is_some_and(|client| client.ends.input.is_broken && !client.is_over)
     }
 
     /// A client that has reset a relay while the server takes nothing: what it sent before gets a little time to go on.
     fn notice_reset(&mut self, now: Instant) {
         let relays = matches!(self.session.phase(), Phase::RelayPlain | Phase::RelayTls);
-        let Some(client) = self.client.as_mut().filter(|client| relays && client.input.is_broken) else { return };
+        let Some(client) = self.client.as_mut().filter(|client| relays && client.ends.input.is_broken) else { return };
         if !client.is_over && !client.is_lost {
             client.is_lost = true;
             self.session.handle_client_broke_off(now);
@@ -404,25 +415,28 @@ impl Conn {
 
     /// Where a write would have blocked, the loop is to say when it would not.
     fn watch_writes(&mut self, registry: &Registry) -> io::Result<()> {
-        let client = self.client.as_mut().map(|client| &mut client.output);
+        let client = self.client.as_mut().map(|client| client.ends.output());
         for end in [client, self.child_in.as_mut()].into_iter().flatten().filter(|end| !end.writable) {
             end.watch(registry, Interest::WRITABLE)?;
         }
         self.backend.as_mut().map_or(Ok(()), |backend| backend.watch_writes(registry))
     }
 
-    /// Big buffers of a connection that has been idle are given back.
-    fn trim(&mut self, now: Instant) {
-        if self.trim.is_some_and(|due| now >= due) {
-            self.trim = None;
-            if let Some(leg) = self.client.as_mut().and_then(|client| client.leg.as_mut()) {
-                leg.give_back();
-            }
-            if let Some(backend) = &mut self.backend {
-                backend.give_back();
-            }
+    /// It may be silent from here on for minutes: what holds nothing has no memory.
+    fn give_back(&mut self) {
+        self.session.give_back();
+        if let Some(leg) = self.client.as_mut().and_then(|client| client.leg.as_mut()) {
+            leg.give_back();
+        }
+        if let Some(backend) = &mut self.backend {
+            backend.give_back();
         }
     }
+}
+
+/// Whether this event may mean that more can be written, where one descriptor stands for both.
+fn is_room(event: &Event) -> bool {
+    event.is_writable() || event.is_write_closed() || event.is_error()
 }
 
 /// Our end of a pipe to the child; `outcome` takes down why there is none.

@@ -2,7 +2,7 @@
 //!
 //! Contract: after every wait of the loop, [`Crowd::note`] for each event, then [`Crowd::drive`] once; it says how long the loop may
 //! wait. Who wants a PROG is then in the queue of [`Crowd::next_asking`], to be answered by [`Crowd::hand_over`]. A connection that panics is ended alone, which is logged as the bug it is: the others never notice. What is silent costs
-//! nothing: a deadline that moves away (each command moves one) is not moved here before the earlier time has come.
+//! nothing: a deadline that moves away (each command moves one) is not moved here before it is the first of all, and wakes nobody.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -114,13 +114,31 @@ impl<P> Crowd<P> {
                 }
             }
         }
-        for slot in core::mem::take(&mut self.ready) {
-            self.drive_one(slot, registry, now);
-        }
+        let mut ready = core::mem::take(&mut self.ready);
+        ready.drain(..).for_each(|slot| self.drive_one(slot, registry, now));
         if !self.ready.is_empty() {
             return Some(Duration::ZERO);
         }
-        self.due.peek().map(|Reverse((at, _))| at.saturating_duration_since(now))
+        self.ready = ready;
+        self.next_due().map(|at| at.saturating_duration_since(now))
+    }
+
+    /// The first time that is still meant.
+    fn next_due(&mut self) -> Option<Instant> {
+        loop {
+            let Reverse((at, slot)) = *self.due.peek()?;
+            let member = self.members[slot].as_mut().filter(|member| member.due == Some(at));
+            match member.map(|member| (member.conn.deadline(), &mut member.due)) {
+                Some((Some(deadline), _)) if deadline <= at => return Some(at),
+                Some((Some(later), due)) => {
+                    *due = Some(later);
+                    self.due.push(Reverse((later, slot)));
+                }
+                Some((None, due)) => *due = None,
+                None => {}
+            }
+            self.due.pop();
+        }
     }
 
     fn drive_one(&mut self, slot: usize, registry: &Registry, now: Instant) {

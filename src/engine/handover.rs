@@ -43,7 +43,7 @@ pub struct Peer {
 #[derive(Clone, Debug)]
 pub struct Setups {
     pub(super) server: Arc<ServerConfig>,
-    pub(super) client: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    pub(super) client: Option<Arc<(Arc<ClientConfig>, ServerName<'static>)>>,
 }
 
 impl Secrets {
@@ -53,14 +53,15 @@ impl Secrets {
     /// The key fits no provider, or HOST's name is none.
     pub fn set_up(&self, identity: &Identity) -> Result<Setups, TlsError> {
         let client = self.peer.as_ref().map(|peer| peer.set_up(Some(identity.leaf().clone())));
-        Ok(Setups { server: server_setup(identity, self.tickets.as_ref())?, client: client.transpose()? })
+        let client = client.transpose()?.map(Arc::new);
+        Ok(Setups { server: server_setup(identity, self.tickets.as_ref())?, client })
     }
 }
 
 impl Setups {
     /// TLS towards the backend, on a socket that is connected.
     pub(super) fn connect(&self, end: End) -> Result<Backend, TlsError> {
-        let (config, name) = self.client.as_ref().ok_or(TlsError::Unexpected("no TLS towards the backend"))?;
+        let (config, name) = &**self.client.as_ref().ok_or(TlsError::Unexpected("no TLS towards the backend"))?;
         Backend::tls(end, config, name.clone())
     }
 }
@@ -94,7 +95,7 @@ pub(super) enum Dialled {
 /// One dial: all addresses within the session's dial time-out, each with its share of what is left of it.
 #[derive(Debug)]
 pub(super) struct Dial {
-    target: Target,
+    target: Arc<Target>,
     is_resolved: bool,
     left: VecDeque<Address>,
     attempt: Option<(End, Address, Instant)>,
@@ -103,9 +104,9 @@ pub(super) struct Dial {
 }
 
 impl Dial {
-    pub(super) fn begin(target: &Target, patience: Duration, now: Instant) -> Self {
+    pub(super) fn begin(target: Arc<Target>, patience: Duration, now: Instant) -> Self {
         Self {
-            target: target.clone(),
+            target,
             is_resolved: false,
             left: VecDeque::new(),
             attempt: None,

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use crate::session::limits;
 use crate::sys::end::End;
 
+use super::conn::Ends;
+
 /// The end of a client's connection.
 #[derive(Debug)]
 pub(super) struct Linger {
@@ -25,7 +27,7 @@ impl Linger {
     }
 
     /// Goes on. `is_flushed`: nothing is left to be written. True: the descriptors may be closed.
-    pub(super) fn poll(&mut self, input: &mut End, output: &mut End, is_flushed: bool, now: Instant) -> bool {
+    pub(super) fn poll(&mut self, client: &mut Ends, is_flushed: bool, now: Instant) -> bool {
         if now >= self.due {
             return true;
         }
@@ -35,10 +37,10 @@ impl Linger {
         if !self.is_shut {
             self.is_shut = true;
             self.due = now + limits::LINGER;
-            output.shut_down();
+            client.output().shut_down();
         }
         // Only a socket is reset by unread input.
-        !input.is_socket() || self.drain(input)
+        !client.input.is_socket() || self.drain(&mut client.input)
     }
 
     fn drain(&mut self, input: &mut End) -> bool {

@@ -25,13 +25,13 @@ mod ucspi_tls;
 mod write;
 
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mio::{Events, Poll};
 
 pub use backend::Backend;
 pub use bridge::{Received, Trouble};
-pub use conn::{Conn, Driven, Parts};
+pub use conn::{Conn, Driven, Ends, Parts};
 pub use crowd::{Asking, Crowd, OTHERS};
 pub use handover::{Peer, Secrets, Setups};
 pub use summon::{Front, Source};
@@ -39,9 +39,13 @@ pub use tell::tell;
 pub use tokens::{CLIENT_IN, CLIENT_OUT, SIGNALS, TLS_SERVER};
 pub use ucspi_tls::TlsServer;
 
+use crate::buffer::spare;
 use crate::error::exit;
 use crate::session::EndReason;
 use crate::sys::end::Registry;
+
+/// A connection that has been silent for so long gives the large buffers back as well.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// What the loop can be told at once; more waits in the kernel.
 const EVENTS: usize = 16;
@@ -58,9 +62,13 @@ pub fn run(poll: &mut Poll, conn: &mut Conn) -> io::Result<u8> {
         let timeout = match conn.drive(&Registry::new(poll.registry(), 0), now) {
             Driven::Over => return Ok(conn.end().map_or(exit::BUG, |reason| reason.exit_code())),
             Driven::Again => Some(core::time::Duration::ZERO),
-            Driven::Wait => conn.deadline().map(|due| due.saturating_duration_since(now)),
+            Driven::Wait => {
+                let due = conn.deadline().map(|due| due.saturating_duration_since(now));
+                spare::are_kept().then_some(IDLE).into_iter().chain(due).min()
+            }
         };
         match poll.poll(&mut events, timeout) {
+            Ok(()) if events.is_empty() && now.elapsed() >= IDLE => spare::drop_all(),
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) if has_failed => return Err(error),

@@ -20,6 +20,9 @@ impl Conn {
     }
 
     pub(super) fn read_child(&mut self, now: Instant) -> bool {
+        if self.child_out.is_none() {
+            return false;
+        }
         let (mut moved, mut scratch) = (false, [0; SCRATCH]);
         while self.session.wants_child() {
             let Some(out) = self.child_out.as_mut().filter(|out| out.readable) else { break };
@@ -42,17 +45,21 @@ impl Conn {
         if is_tls && self.session.is_inside() {
             return self.read_client_tls(now);
         }
+        if self.client.as_ref().is_none_or(|client| !client.ends.input.readable) {
+            return false;
+        }
         let (mut moved, mut scratch) = (false, [0; SCRATCH]);
         // Not until nothing is left: timers and signals have their turn under a flood too.
         for _ in 0..READS {
-            let Some(client) = self.client.as_mut().filter(|client| client.input.readable && !client.is_over) else {
+            let Some(client) = self.client.as_mut().filter(|client| client.ends.input.readable && !client.is_over)
+            else {
                 break;
             };
             let room = self.session.client_room().min(SCRATCH);
             if room == 0 {
                 break;
             }
-            match client.input.read(&mut scratch[..room]) {
+            match client.ends.input.read(&mut scratch[..room]) {
                 Ok(None) => break,
                 Ok(Some(0)) => {
                     client.is_over = true;

@@ -12,7 +12,7 @@ use crate::sys::end::{End, Registry};
 
 use super::backend::Backend;
 use super::bridge::{self, Received, Trouble};
-use super::conn::{Conn, IDLE};
+use super::conn::Conn;
 use super::pump::{Relay, Run};
 use super::secure::{Whose, tls_trouble};
 use super::tokens::CHILD_EXIT;
@@ -49,14 +49,14 @@ impl Conn {
             Some(relay) => relay,
             none => {
                 // From here on either end of a direction wakes its pump.
-                let ends = [Some(&mut client.output), self.child_in.as_mut()];
+                let ends = [Some(client.ends.output()), self.child_in.as_mut()];
                 for end in ends.into_iter().flatten() {
                     if let Err(error) = end.watch(registry, Interest::WRITABLE) {
                         self.session.handle_end(EndReason::System(format!("can't watch: {error}")), now);
                         return true;
                     }
                 }
-                none.insert(Relay::new(mode))
+                none.insert(Box::new(Relay::new(mode)))
             }
         };
         let (before_in, before_out) = (relay.to_server.moved, relay.to_client.moved);
@@ -66,7 +66,7 @@ impl Conn {
         } else if let Some(sink) = self.child_in.as_mut().filter(|_| self.session.to_child.is_empty())
             && relay.to_server.is_awake
         {
-            match relay.to_server.run(&mut client.input, sink) {
+            match relay.to_server.run(&mut client.ends.input, sink) {
                 Run::Wait => {}
                 Run::Again => again = true,
                 Run::Ended => {
@@ -85,7 +85,7 @@ impl Conn {
         if let Some(source) = self.child_out.as_mut().filter(|_| self.session.to_client.is_empty())
             && relay.to_client.is_awake
         {
-            match relay.to_client.run(source, &mut client.output) {
+            match relay.to_client.run(source, client.ends.output()) {
                 Run::Wait => {}
                 Run::Again => again = true,
                 Run::SourceBroke if self.child.is_none() => {
@@ -98,7 +98,7 @@ impl Conn {
                 }
                 Run::Ended | Run::SourceBroke => {
                     self.child_out = None;
-                    client.output.shut_down();
+                    client.ends.output().shut_down();
                     self.session.handle_server_finished(now);
                 }
                 Run::SinkGone => {
@@ -110,9 +110,9 @@ impl Conn {
         }
         let (moved_in, moved_out) = (relay.to_server.moved - before_in, relay.to_client.moved - before_out);
         if client.is_over || self.child_out.is_none() {
-            self.batch.end(&client.input);
+            self.batch.end(&client.ends.input);
         } else {
-            self.batch.note(&client.input, moved_in, moved_out, now);
+            self.batch.note(&client.ends.input, moved_in, moved_out, now);
         }
         self.tally.received += moved_in;
         self.tally.sent += moved_out;
@@ -177,14 +177,13 @@ impl Conn {
         let moved = self.relay_to_backend(now) | self.relay_to_client(now);
         if let Some(client) = &self.client {
             if client.is_over || client.close_sent {
-                self.batch.end(&client.input);
+                self.batch.end(&client.ends.input);
             } else {
-                self.batch.note(&client.input, self.tally.received - received, self.tally.sent - sent, now);
+                self.batch.note(&client.ends.input, self.tally.received - received, self.tally.sent - sent, now);
             }
         }
         if received != self.tally.received || sent != self.tally.sent {
             self.session.handle_relayed(now);
-            self.trim = Some(now + IDLE);
         }
         let is_finished = self.backend.as_ref().is_some_and(|backend| backend.is_child() && backend.is_over);
         moved || (is_finished && self.await_child(registry, now))
@@ -199,10 +198,10 @@ impl Conn {
         }
         let mut moved = false;
         let mut reads = READS;
-        while reads > 0 && client.input.readable && !client.is_over && !leg.peer_closed() && backend.takes_more() {
+        while reads > 0 && client.ends.input.readable && !client.is_over && !leg.peer_closed() && backend.takes_more() {
             reads -= 1;
             let mut refused = None;
-            let received = bridge::receive(&mut client.input, leg, &mut |octets| {
+            let received = bridge::receive(&mut client.ends.input, leg, &mut |octets| {
                 refused = backend.send(octets).err().or(refused.take());
             });
             moved |= !matches!(received, Ok(Received::Nothing));
@@ -288,7 +287,7 @@ impl Conn {
                 tls_trouble(&mut self.session, Whose::Client, error, now);
                 return true;
             }
-            match bridge::transmit(&mut client.output, leg) {
+            match bridge::transmit(client.ends.output(), leg) {
                 Ok(count) => self.tally.sent += count as u64,
                 // The next write finds it too, and says so.
                 Err(_) => break,
@@ -302,7 +301,7 @@ impl Conn {
         }
         if client.close_sent && !client.is_shut && !leg.wants_write() {
             client.is_shut = true;
-            client.output.shut_down();
+            client.ends.output().shut_down();
         }
         moved | finished(&mut self.session, client.close_sent && !leg.wants_write(), backend, now)
     }

@@ -10,7 +10,6 @@ use mio::Interest;
 use crate::logging::escape;
 use crate::session::{BackendEnd, ClientEnd, EndReason, Phase, Session, Way};
 use crate::sys::end::Registry;
-use crate::sys::holder::Holder;
 use crate::tls::{Leg, TlsError};
 use crate::variables;
 
@@ -50,7 +49,7 @@ impl Conn {
             Way::Tls | Way::Plain | Way::Raw | Way::TlsLate | Way::PlainLate => self.connect(registry, now)?,
             Way::Keep | Way::UcspiTls | Way::Mute => Some(self.take_child_over()?),
             Way::Respawn | Way::UcspiRespawn => {
-                let waits = self.holder.as_mut().is_some_and(Holder::waits);
+                let waits = self.holder.as_mut().is_some_and(|holder| holder.waits());
                 return if waits { Ok(true) } else { Err("the process that was to become PROG is gone".to_owned()) };
             }
         };
@@ -61,11 +60,11 @@ impl Conn {
     /// Makes what TLS needs, once, and before the 220.
     fn set_up(&mut self) -> Result<(), String> {
         if self.setups.is_none() {
-            let identity = self.secrets.identity.as_ref().ok_or("there is no certificate")?;
-            self.setups = Some(self.secrets.set_up(identity).map_err(|error| error.to_string())?);
+            let secrets = self.secrets.as_ref().ok_or("there is no certificate")?;
+            let identity = secrets.identity.as_ref().ok_or("there is no certificate")?;
+            self.setups = Some(secrets.set_up(identity).map_err(|error| error.to_string())?);
             // The keys are loaded: the octets of their files are wiped.
-            self.secrets.identity = None;
-            self.secrets.tickets = None;
+            self.secrets = None;
         }
         Ok(())
     }
@@ -80,7 +79,7 @@ impl Conn {
         };
         let dial = self.dial.get_or_insert_with(|| {
             self.resolver.begin();
-            Dial::begin(target, self.policy.timeouts.dial, now)
+            Box::new(Dial::begin(target.clone(), self.policy.timeouts.dial, now))
         });
         let mut end = match dial.poll(&mut self.resolver, registry, now) {
             Dialled::Wait => return Ok(None),
@@ -116,7 +115,7 @@ impl Conn {
             self.session.handle_end(EndReason::Bug("nothing to start a child from".to_owned()), now);
             return true;
         };
-        let facts = self.client.as_ref().and_then(|client| client.leg.as_ref()).map(Leg::facts);
+        let facts = self.client.as_ref().and_then(|client| client.leg.as_ref()).map(|leg| leg.facts());
         let (mut child, told) = holder.tell(&match facts {
             Some(facts) => {
                 let known = [Some(facts.version), Some(&facts.suite), facts.sni.as_deref()];
@@ -208,7 +207,7 @@ impl Conn {
             return true;
         }
         let Some(client) = &mut self.client else { return false };
-        client.input.readable = true;
+        client.ends.input.readable = true;
         let found = self.read_client(now);
         if !found && self.session.phase() == Phase::Commit {
             self.session.handle_quiet(now);
@@ -221,7 +220,7 @@ impl Conn {
         let Some(client) = self.client.as_mut().filter(|_| self.session.to_client.is_empty()) else { return false };
         let leg = self.setups.as_ref().map(|setups| Leg::accept(&setups.server));
         match leg {
-            Some(Ok(leg)) => client.leg = Some(leg),
+            Some(Ok(leg)) => client.leg = Some(Box::new(leg)),
             Some(Err(error)) => self.session.handle_end(EndReason::Engine(error.to_string()), now),
             None if !self.policy.way.ends_tls() => {}
             None => self.session.handle_end(EndReason::Bug("no TLS configuration".to_owned()), now),
@@ -240,10 +239,10 @@ impl Conn {
         if self.tls_handshake.is_some() {
             return self.await_tls_server(now);
         }
-        let Some(client) = self.client.as_mut().filter(|client| client.input.readable) else { return false };
+        let Some(client) = self.client.as_mut().filter(|client| client.ends.input.readable) else { return false };
         let Some(leg) = &mut client.leg else { return false };
         let mut early = Vec::new();
-        match bridge::receive(&mut client.input, leg, &mut |octets| early.extend_from_slice(octets)) {
+        match bridge::receive(&mut client.ends.input, leg, &mut |octets| early.extend_from_slice(octets)) {
             Ok(Received::Nothing) => return false,
             Ok(Received::Octets(count)) => self.tally.received += count as u64,
             Ok(Received::End) => {
@@ -282,10 +281,10 @@ impl Conn {
             if !self.session.is_inside() || self.session.client_room() == 0 {
                 break;
             }
-            let Some(client) = self.client.as_mut().filter(|c| c.input.readable && !c.is_over) else { break };
+            let Some(client) = self.client.as_mut().filter(|c| c.ends.input.readable && !c.is_over) else { break };
             let Some(leg) = &mut client.leg else { break };
             let mut plaintext = Vec::new();
-            match bridge::receive(&mut client.input, leg, &mut |octets| plaintext.extend_from_slice(octets)) {
+            match bridge::receive(&mut client.ends.input, leg, &mut |octets| plaintext.extend_from_slice(octets)) {
                 Ok(Received::Nothing) => break,
                 Ok(Received::Octets(count)) => {
                     self.tally.received += count as u64;

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Instant;
 
 use mio::{Interest, Token};
@@ -36,7 +37,7 @@ pub enum Source {
     /// PROG takes a place that was kept for it.
     Held(Holder),
     /// A daemon is connected to.
-    Dialled(Target),
+    Dialled(Arc<Target>),
 }
 
 impl Conn {
@@ -121,10 +122,10 @@ impl Conn {
     }
 
     /// True: its connection stands.
-    fn dial_plain(&mut self, target: &Target, registry: &Registry, now: Instant) -> Result<bool, String> {
+    fn dial_plain(&mut self, target: &Arc<Target>, registry: &Registry, now: Instant) -> Result<bool, String> {
         let dial = self.dial.get_or_insert_with(|| {
             self.resolver.begin();
-            Dial::begin(target, self.policy.timeouts.dial, now)
+            Box::new(Dial::begin(target.clone(), self.policy.timeouts.dial, now))
         });
         let mut end = match dial.poll(&mut self.resolver, registry, now) {
             Dialled::Wait => return Ok(false),

@@ -6,7 +6,6 @@ use std::time::Instant;
 use crate::proxy::Details;
 use crate::session::Way;
 use crate::sys::end::End;
-use crate::tls::Leg;
 
 use super::backend::Backend;
 use super::conn::Conn;
@@ -26,7 +25,7 @@ impl Conn {
 
     fn tell_late(&mut self) -> Result<Backend, String> {
         let header = self.proxy.flatten().ok_or("there is no PROXY header")?;
-        let facts = self.client.as_ref().and_then(|client| client.leg.as_ref()).map(Leg::facts);
+        let facts = self.client.as_ref().and_then(|client| client.leg.as_ref()).map(|leg| leg.facts());
         let facts = facts.ok_or("nothing is known of the client's TLS")?;
         let details = Details {
             version: facts.version,

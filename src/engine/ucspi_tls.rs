@@ -17,7 +17,7 @@ use crate::sys::end::{End, Registry};
 use crate::variables::{self, Variable};
 
 use super::closing;
-use super::conn::{Client, Conn};
+use super::conn::{Client, Conn, Ends};
 use super::dismissal::Dismissal;
 use super::tokens::CLIENT_IN;
 
@@ -61,17 +61,18 @@ impl Conn {
 
     /// The 220 is out: the server is told to begin.
     pub(super) fn start_tls_server(&mut self, registry: &Registry, now: Instant) {
-        let Some(TlsServer { mut control, input, output, pid }) = self.tls_server.take() else { return };
+        let Some(server) = self.tls_server.take() else { return };
+        let TlsServer { mut control, input, output, pid } = *server;
         let socket = self.client.take().and_then(|mut client| {
-            client.input.unwatch(registry);
-            client.output.unwatch(registry);
-            client.input.again(CLIENT_IN).ok()
+            client.ends.input.unwatch(registry);
+            client.ends.output().unwatch(registry);
+            client.ends.input.again(CLIENT_IN).ok()
         });
         self.tls_pid = pid;
-        let mut client = Client::new(input, output);
-        let told = client.input.watch(registry, Interest::READABLE).and_then(|()| control.write(b"Y"));
+        let mut client = Client::new(Ends::two(input, output));
+        let told = client.ends.input.watch(registry, Interest::READABLE).and_then(|()| control.write(b"Y"));
         control.shut_down();
-        self.tls_handshake = Some(TlsHandshake { control, told: Vec::new(), client: socket });
+        self.tls_handshake = Some(Box::new(TlsHandshake { control, told: Vec::new(), client: socket }));
         self.client = Some(client);
         if !matches!(told, Ok(Some(1))) {
             let why = "the UCSPI-TLS server takes no command".to_owned();
@@ -84,7 +85,7 @@ impl Conn {
         let Some(handshake) = self.tls_handshake.as_mut().filter(|handshake| handshake.control.readable) else {
             return false;
         };
-        let TlsHandshake { control, told, .. } = handshake;
+        let TlsHandshake { control, told, .. } = &mut **handshake;
         let mut room = [0; 4096];
         let has_ended = match control.read(&mut room) {
             Ok(None) => return false,

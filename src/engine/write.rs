@@ -27,8 +27,8 @@ impl Conn {
         let written = match &mut client.leg {
             None => {
                 let mut written = Ok(0);
-                while !self.session.to_client.is_empty() && client.output.writable {
-                    match client.output.write(self.session.to_client.as_slice()) {
+                while !self.session.to_client.is_empty() && client.ends.output().writable {
+                    match client.ends.output().write(self.session.to_client.as_slice()) {
                         Ok(Some(count)) => {
                             self.session.to_client.consume(count);
                             written = written.map(|sum| sum + count);
@@ -43,14 +43,14 @@ impl Conn {
                 written
             }
             // What waits is encrypted when the queue has left, so that it is the session that sees the backpressure.
-            Some(leg) => bridge::transmit(&mut client.output, leg).and_then(|written| {
+            Some(leg) => bridge::transmit(client.ends.output(), leg).and_then(|written| {
                 if self.session.to_client.is_empty() || leg.is_handshaking() || leg.wants_write() {
                     return Ok(written);
                 }
                 // A leg that has failed takes nothing; its alert has left.
                 leg.send(self.session.to_client.as_slice()).map_err(std::io::Error::other)?;
                 self.session.to_client.clear();
-                Ok(written + bridge::transmit(&mut client.output, leg)?)
+                Ok(written + bridge::transmit(client.ends.output(), leg)?)
             }),
         };
         match written {

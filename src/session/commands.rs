@@ -147,6 +147,7 @@ impl Session {
             return self.finish(reason, now);
         }
         self.to_child.push(&dialogue.lines.into_held());
+        self.transcript.forget();
         self.timers.touch(now);
         self.step(Cause::Cutoff, now);
     }
@@ -155,6 +156,7 @@ impl Session {
     pub(super) fn open(&mut self, now: Instant) {
         let dialogue = core::mem::take(&mut self.dialogue);
         self.to_backend.push(&dialogue.lines.into_held());
+        self.transcript.forget();
         self.timers.touch(now);
         self.step(Cause::Opened, now);
     }

@@ -220,6 +220,17 @@ impl Dialogue {
         self.collected.starts_with(b"421") || self.said
     }
 
+    /// Gives back what memory holds nothing.
+    pub(super) fn give_back(&mut self) {
+        self.lines.give_back();
+        if self.owed.is_empty() {
+            self.owed = VecDeque::new();
+        }
+        if self.collected.is_empty() {
+            self.collected = Vec::new();
+        }
+    }
+
     /// Passes on what is held back, as it came.
     pub(super) fn pass_on(&mut self, out: &mut Buffer) {
         self.said |= !self.collected.is_empty();

@@ -359,6 +359,12 @@ impl Session {
         self.finish(EndReason::Terminated, now);
     }
 
+    /// Gives back what memory holds nothing: until the next event there may be minutes.
+    pub fn give_back(&mut self) {
+        [&mut self.to_client, &mut self.to_child, &mut self.to_backend].into_iter().for_each(Buffer::give_back);
+        self.dialogue.give_back();
+    }
+
     /// The owner found that the session is over, for this reason.
     pub fn handle_end(&mut self, reason: EndReason, now: Instant) {
         self.finish(reason, now);

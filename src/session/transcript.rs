@@ -98,6 +98,11 @@ impl Transcript {
         self.recorded
     }
 
+    /// Nothing of it will be said any more; how much there was is still known.
+    pub(super) fn forget(&mut self) {
+        self.entries = VecDeque::new();
+    }
+
     /// The child answered command `number` with a reply of this class.
     pub fn answered(&mut self, number: u32, class: u8) {
         let accepted = class == b'2';

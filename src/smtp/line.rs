@@ -66,6 +66,15 @@ impl Lines {
         self.held.extend_from_slice(octets);
     }
 
+    /// Gives the memory back, if nothing is held.
+    pub fn give_back(&mut self) {
+        if self.held.len() == self.start {
+            self.held = Vec::new();
+            self.scanned -= self.start;
+            self.start = 0;
+        }
+    }
+
     /// Whether nothing at all is held, not even a part of a line.
     #[must_use]
     pub fn is_empty(&self) -> bool {

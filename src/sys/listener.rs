@@ -40,13 +40,18 @@ pub struct Listening {
 /// A connection.
 #[derive(Debug)]
 pub struct Accepted {
-    /// Its socket, non-blocking; nothing waits in it for more to come (TCP_NODELAY).
+    /// Its socket, non-blocking.
     pub socket: OwnedFd,
     /// Both ends: the client's, and ours.
     pub ends: [SocketAddr; 2],
 }
 
-/// Takes the next connection; `None`: there is none now.
+/// Has nothing wait for more to come in the connections of this listening socket, which inherit that (TCP_NODELAY, tcp(7)).
+pub fn hurry(listener: impl AsFd) {
+    let _ = sockopt::set_tcp_nodelay(listener, true);
+}
+
+/// Takes the next connection of a listening socket that was told to [`hurry`]; `None`: there is none now.
 ///
 /// # Errors
 /// EMFILE, ENFILE, ENOBUFS, ENOMEM: it can't be had now, and stays in the queue. What is wrong with one connection alone is passed over.
@@ -61,7 +66,6 @@ pub fn accept(listener: impl AsFd) -> io::Result<Option<Accepted>> {
         };
         let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
         let local = rustix::net::getsockname(&socket).ok().and_then(|local| SocketAddr::try_from(local).ok());
-        let _ = sockopt::set_tcp_nodelay(&socket, true);
         if let Some(ends) = peer.zip(local) {
             return Ok(Some(Accepted { socket, ends: [ends.0, ends.1] }));
         }
@@ -73,4 +77,25 @@ pub fn raise_descriptors() -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     raised.map_or(current, |()| maximum).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_waits_for_more_to_come_in_a_connection_whose_listener_was_told_so() {
+        for is_told in [false, true] {
+            let listener = open("127.0.0.1:0".parse().unwrap()).unwrap();
+            if is_told {
+                hurry(&listener);
+            }
+            let address: SocketAddr = rustix::net::getsockname(&listener).unwrap().try_into().unwrap();
+            let client = std::net::TcpStream::connect(address).unwrap();
+            let accepted = accept(&listener).unwrap().unwrap();
+            assert_eq!(sockopt::tcp_nodelay(&accepted.socket).unwrap(), is_told);
+            assert_eq!(accepted.ends, [client.local_addr().unwrap(), address]);
+        }
+    }
 }

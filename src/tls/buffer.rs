@@ -1,12 +1,11 @@
-//! The two byte buffers of a leg: ciphertext that came in and is not consumed, ciphertext that waits to be written.
+//! The ciphertext that came in to a leg and is not consumed. What waits to be written is an [`Outgoing`](crate::buffer::Outgoing).
 //!
-//! Contract: plain memory with a cap. Neither knows TLS. No operation allocates or moves bytes per record: `Incoming` moves the
-//! leftover of a read (less than one record) at most once per read; `Outgoing` moves what is unsent only when at least as
-//! much was sent before it, so that each byte sent pays for at most one byte moved.
-//! Rejected: `VecDeque`, whose two halves rustls can neither decrypt in place nor encrypt into.
+//! Contract: plain memory with a cap, borrowed from the thread's spares while something is held. It does not know TLS. No operation
+//! allocates or moves bytes per record: the leftover of a read (less than one record) is moved at most once per read.
+//! Rejected: `VecDeque`, whose two halves rustls can't decrypt in place.
 
-/// First size of the incoming buffer. A ClientHello with a post-quantum share is about 1.5 KB, an SMTP command less.
-pub(super) const FIRST_ROOM: usize = 4 * 1024;
+use crate::buffer::{FIRST_ROOM, is_worth_a_copy, spare};
+
 /// Largest incoming buffer before the handshake is done: what one unauthenticated peer can make us hold. A handshake message may
 /// be 64 KB by RFC 8446 4; cut in one-byte fragments it would occupy 392 KB.
 pub(super) const HANDSHAKE_CAP: usize = 64 * 1024;
@@ -23,6 +22,8 @@ pub(super) struct Incoming {
     begin: usize,
     seen: usize,
     end: usize,
+    /// Where the room ends that was given last.
+    limit: usize,
     /// The last read left no room: offer more next time.
     was_filled: bool,
 }
@@ -32,6 +33,9 @@ impl Incoming {
     /// `eager`: grow fourfold when the last read filled what was offered, and not only when nothing is left.
     pub(super) fn room(&mut self, cap: usize, eager: bool) -> &mut [u8] {
         let held = self.end - self.begin;
+        if self.storage.is_empty() {
+            self.storage = spare::borrow();
+        }
         let wanted = match self.storage.len() {
             0 => FIRST_ROOM,
             size if eager && self.was_filled => size.saturating_mul(4),
@@ -41,24 +45,28 @@ impl Incoming {
         // At least the first size, because `give_back` may have cut the buffer to its exact content.
         let wanted = wanted.max(FIRST_ROOM).min(cap);
         if wanted > self.storage.len() {
-            // `vec!` of zeroes costs no memory traffic of its own for large sizes; only leftovers are copied.
-            let mut larger = vec![0; wanted];
+            // Only leftovers are copied.
+            let mut larger = spare::of(wanted);
             larger[..held].copy_from_slice(&self.storage[self.begin..self.end]);
             self.storage = larger;
             self.rebase();
-        } else if self.begin > 0 && self.storage.len() - self.end < self.storage.len() / 2 {
+        }
+        // A buffer that another has made large is not for this one's cap.
+        self.limit = self.storage.len().min(cap);
+        if self.begin > 0 && self.limit.saturating_sub(self.end) < self.limit / 2 {
             self.storage.copy_within(self.begin..self.end, 0);
             self.rebase();
         }
         self.was_filled = false;
-        &mut self.storage[self.end..]
+        let limit = self.limit.max(self.end);
+        &mut self.storage[self.end..limit]
     }
 
     /// `n` octets were read into what [`Incoming::room`] gave last; more than that counts as that.
     pub(super) fn filled(&mut self, n: usize) {
-        let spare = self.storage.len() - self.end;
-        self.end += n.min(spare);
-        self.was_filled = n > 0 && n >= spare;
+        let room = self.limit.min(self.storage.len()).saturating_sub(self.end);
+        self.end += n.min(room);
+        self.was_filled = n > 0 && n >= room;
     }
 
     /// All held bytes, for rustls to consume; from now on they are seen.
@@ -80,6 +88,7 @@ impl Incoming {
             self.begin = 0;
             self.seen = 0;
             self.end = 0;
+            spare::give_back(core::mem::take(&mut self.storage));
         }
     }
 
@@ -98,13 +107,14 @@ impl Incoming {
         self.storage.capacity()
     }
 
-    /// Gives the memory back but for what is held.
+    /// Gives memory back where far more is occupied than held. What is held then has its own, exactly.
     pub(super) fn give_back(&mut self) {
-        if self.storage.len() > self.len() {
-            self.storage = self.storage[self.begin..self.end].to_vec();
+        if is_worth_a_copy(self.storage.len(), self.len()) {
+            let held = self.storage[self.begin..self.end].to_vec();
+            spare::give_back(core::mem::replace(&mut self.storage, held));
             self.rebase();
+            self.was_filled = false;
         }
-        self.was_filled = false;
     }
 
     /// The held bytes now start at index 0.
@@ -115,71 +125,10 @@ impl Incoming {
     }
 }
 
-/// Ciphertext to be written. `storage[begin..end]` waits; what lies behind `end` is initialised spare space for rustls.
-#[derive(Default)]
-pub(super) struct Outgoing {
-    storage: Vec<u8>,
-    begin: usize,
-    end: usize,
-}
-
-impl Outgoing {
-    /// Spare space of at least `n` octets behind what waits.
-    pub(super) fn spare(&mut self, n: usize) -> &mut [u8] {
-        let waiting = self.end - self.begin;
-        if self.storage.len() - self.end < n {
-            if self.begin >= waiting && self.storage.len() - waiting >= n {
-                self.storage.copy_within(self.begin..self.end, 0);
-            } else {
-                let size = (waiting + n).max(waiting.saturating_mul(2)).next_multiple_of(FIRST_ROOM);
-                let mut larger = vec![0; size];
-                larger[..waiting].copy_from_slice(&self.storage[self.begin..self.end]);
-                self.storage = larger;
-            }
-            self.begin = 0;
-            self.end = waiting;
-        }
-        &mut self.storage[self.end..]
-    }
-
-    /// `n` octets were put into the spare space.
-    pub(super) fn queued(&mut self, n: usize) {
-        self.end = (self.end + n).min(self.storage.len());
-    }
-
-    /// What waits, oldest first.
-    pub(super) fn waiting(&self) -> &[u8] {
-        &self.storage[self.begin..self.end]
-    }
-
-    /// `n` octets of it were written.
-    pub(super) fn sent(&mut self, n: usize) {
-        self.begin = (self.begin + n).min(self.end);
-        if self.begin == self.end {
-            self.begin = 0;
-            self.end = 0;
-        }
-    }
-
-    /// Octets of memory occupied.
-    pub(super) fn footprint(&self) -> usize {
-        self.storage.capacity()
-    }
-
-    /// Gives the memory back but for what waits.
-    pub(super) fn give_back(&mut self) {
-        let waiting = self.end - self.begin;
-        if self.storage.len() > waiting {
-            self.storage = self.storage[self.begin..self.end].to_vec();
-            self.begin = 0;
-            self.end = waiting;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::buffer::Outgoing;
     use proptest::prelude::*;
     use std::collections::VecDeque;
 
@@ -222,6 +171,27 @@ mod tests {
         let quiet = read_into(&mut incoming, b"one short line", TRAFFIC_CAP, true);
         assert_eq!(quiet, 14);
         assert_eq!(incoming.footprint(), TRAFFIC_CAP);
+        incoming.discard(14);
+        assert_eq!(incoming.footprint(), 0);
+    }
+
+    #[test]
+    fn a_buffer_that_another_has_made_large_is_no_way_round_a_cap() {
+        let flood = vec![7; 2 * TRAFFIC_CAP];
+        let mut first = Incoming::default();
+        for _ in 0..5 {
+            read_into(&mut first, &flood, TRAFFIC_CAP, true);
+            first.clear();
+        }
+        let mut second = Incoming::default();
+        read_into(&mut second, &flood[..10], HANDSHAKE_CAP, false);
+        second.discard(1);
+        while read_into(&mut second, &flood, HANDSHAKE_CAP, false) > 0 {}
+        assert_eq!(second.len(), HANDSHAKE_CAP);
+        // Nor is a little that is held a reason to keep it.
+        second.discard(HANDSHAKE_CAP - 5);
+        second.give_back();
+        assert_eq!((second.len(), second.footprint()), (5, 5));
     }
 
     #[test]
@@ -229,9 +199,9 @@ mod tests {
         let mut incoming = Incoming::default();
         for _ in 0..100 {
             read_into(&mut incoming, &[7; FIRST_ROOM - 1], TRAFFIC_CAP, true);
+            assert_eq!(incoming.footprint(), FIRST_ROOM);
             incoming.discard(incoming.len());
         }
-        assert_eq!(incoming.footprint(), FIRST_ROOM);
     }
 
     #[test]
@@ -247,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn give_back_keeps_exactly_what_is_held() {
+    fn give_back_keeps_what_is_held_exactly() {
         let mut incoming = Incoming::default();
         read_into(&mut incoming, b"abc", TRAFFIC_CAP, true);
         incoming.all();
@@ -260,41 +230,6 @@ mod tests {
         incoming.clear();
         incoming.give_back();
         assert_eq!(incoming.footprint(), 0);
-    }
-
-    #[test]
-    fn outgoing_reuses_its_space_when_everything_was_sent() {
-        let mut outgoing = Outgoing::default();
-        for round in 0..100_u8 {
-            outgoing.spare(3000)[..3000].fill(round);
-            outgoing.queued(3000);
-            assert!(outgoing.waiting().iter().all(|byte| *byte == round));
-            outgoing.sent(1000);
-            outgoing.sent(2000);
-            // From its beginning, where the memory is still in the processor's cache.
-            assert_eq!(outgoing.spare(1).len(), FIRST_ROOM);
-        }
-        assert_eq!(outgoing.footprint(), FIRST_ROOM);
-        outgoing.give_back();
-        assert_eq!(outgoing.footprint(), 0);
-    }
-
-    #[test]
-    fn outgoing_neither_grows_nor_moves_to_new_memory_when_it_never_drains() {
-        let mut outgoing = Outgoing::default();
-        outgoing.spare(10_000);
-        outgoing.queued(10_000);
-        let (mut place, mut moves) = (outgoing.storage.as_ptr(), 0);
-        for _ in 0..1000 {
-            outgoing.spare(5000);
-            outgoing.queued(5000);
-            outgoing.sent(5000);
-            moves += usize::from(outgoing.storage.as_ptr() != place);
-            place = outgoing.storage.as_ptr();
-        }
-        assert!(moves < 5, "{moves} allocations");
-        assert_eq!(outgoing.waiting().len(), 10_000);
-        assert!(outgoing.footprint() <= 64 * 1024, "{}", outgoing.footprint());
     }
 
     proptest! {

@@ -22,10 +22,11 @@ use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use super::buffer::{HANDSHAKE_CAP, Incoming, Outgoing, TRAFFIC_CAP};
+use super::buffer::{HANDSHAKE_CAP, Incoming, TRAFFIC_CAP};
 use super::error::TlsError;
 use super::setup::take_server_name_seen;
 use super::tickets;
+use crate::buffer::Outgoing;
 
 /// Most plaintext in one record (RFC 8446 5.1).
 const RECORD_PLAINTEXT: usize = 16 * 1024;
@@ -233,8 +234,7 @@ impl Leg {
         self.common().peer_certificates().unwrap_or_default()
     }
 
-    /// Gives the buffers' memory back, but for what is held and what waits. For a session that falls silent; the next read or
-    /// send allocates again.
+    /// Gives the buffers' memory back, but for what is held and what waits. For a connection that waits: it may be for long.
     pub fn give_back(&mut self) {
         self.wire.incoming.give_back();
         self.wire.outgoing.give_back();

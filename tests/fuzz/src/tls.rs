@@ -193,7 +193,9 @@ fn give(
         let handled = leg.handle_records(&mut |plaintext| received.extend_from_slice(plaintext));
         let cap = if handshaking { HANDSHAKE } else { TRAFFIC };
         let queued = leg.outgoing().len().max(most_queued);
-        assert!(leg.footprint() <= cap + 2 * queued + 32 * 1024, "{} octets of {cap}", leg.footprint());
+        // As the engine does before it waits: what was borrowed may be larger than what this one may hold.
+        leg.give_back();
+        assert!(leg.footprint() <= 2 * (cap + queued) + 32 * 1024, "{} octets of {cap}", leg.footprint());
         if let Err(error) = handled {
             assert!(leg.is_failed() && leg.room().is_empty());
             let again = leg.handle_records(&mut |_| panic!("plaintext behind an error"));
