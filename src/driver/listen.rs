@@ -32,6 +32,7 @@ use crate::tls::Tickets;
 
 use super::addresses::Addresses;
 use super::admission::Admission;
+use super::again;
 use super::probe::{Prober, Server, Shared};
 use super::renewal::{self, Current, Renewal};
 use super::tickets;
@@ -246,8 +247,8 @@ fn tickets(config: &Config) -> Result<Option<Tickets>, Fatal> {
 }
 
 /// A loop's thread. Returns its exit code.
-fn run(mut worker: Worker, _over: &Over) -> u8 {
-    match worker.run() {
+fn run(worker: Worker, _over: &Over) -> u8 {
+    match again::serve(worker, Worker::run, Worker::anew) {
         Ok(()) => exit::OVER,
         Err(error) => {
             error!("a loop ends: {error}");

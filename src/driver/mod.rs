@@ -2,6 +2,7 @@
 
 mod addresses;
 mod admission;
+mod again;
 pub mod listen;
 mod lobby;
 mod probe;

@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
@@ -101,7 +102,7 @@ pub(super) struct Worker {
     /// Who starts PROG, where it is one that is started.
     spawner: Option<Spawner>,
     /// Whom the spawner is to answer, in turn, and since when.
-    ordered: VecDeque<(Asking, Instant)>,
+    ordered: VecDeque<(Option<Asking>, Instant)>,
     crowd: Crowd<Place>,
     lobby: Lobby,
     /// What is said of those who are over a limit, and of those without a PROXY header that counts: neither hides the other.
@@ -112,6 +113,9 @@ pub(super) struct Worker {
     promised: Option<usize>,
     is_ending: bool,
     is_lost: bool,
+    /// Has the loop panic.
+    #[cfg(test)]
+    pub(super) bug: Arc<std::sync::atomic::AtomicBool>,
 }
 
 /// A socket that listens, and what the loop knows of it.
@@ -136,13 +140,13 @@ impl Worker {
         let ears = ears.map(|(number, listening)| Ear { listening, token: Token(LISTENERS + number), is_ready: false });
         let ears: Vec<Ear> = ears.collect();
         for ear in &ears {
+            listener::hurry(&ear.listening.socket);
             watch(ear.listening.socket.as_raw_fd(), ear.token)?;
         }
         watch(stop.as_raw_fd(), STOP)?;
         if let Some(spawner) = &spawner {
             watch(spawner.as_fd().as_raw_fd(), SPAWNER)?;
         }
-            listener::hurry(&ear.listening.socket);
         Ok(Self {
             house,
             poll,
@@ -158,7 +162,25 @@ impl Worker {
             promised: None,
             is_ending: false,
             is_lost: false,
+            #[cfg(test)]
+            bug: Arc::default(),
         })
+    }
+
+    /// The same loop from its beginning: of the old one, which a bug has ended, the sockets are kept, and who is owed a PROG's
+    /// answer is remembered, though it is gone.
+    ///
+    /// # Errors
+    /// There is no descriptor left for it.
+    pub(super) fn anew(self) -> io::Result<Self> {
+        let Self { house, ears, stop, spawner, ordered, crowd, lobby, promised, is_ending, is_lost, .. } = self;
+        // Whatever state they are in.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(crowd)));
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(lobby)));
+        let sockets = ears.into_iter().map(|ear| ear.listening).collect();
+        let new = Self::new(house, sockets, stop, spawner)?;
+        let ordered = ordered.into_iter().map(|(_, since)| (None, since)).collect();
+        Ok(Self { ordered, promised, is_ending, is_lost, ..new })
     }
 
     /// Serves until it is told to end, and all sessions have ended.
@@ -168,6 +190,8 @@ impl Worker {
     pub(super) fn run(&mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(1024);
         loop {
+            #[cfg(test)]
+            assert!(!self.bug.swap(false, Ordering::Relaxed), "provoked");
             let now = Instant::now();
             let accepted = self.accept(now);
             self.call(now);
@@ -274,7 +298,7 @@ impl Worker {
             if let Err(error) = spawner.ask(variables(asking.ends)) {
                 return self.lose_spawner(&error);
             }
-            self.ordered.push_back((asking, now));
+            self.ordered.push_back((Some(asking), now));
         }
     }
 
@@ -284,7 +308,8 @@ impl Worker {
             match spawner.answer() {
                 Ok(None) => return,
                 Ok(Some(child)) => {
-                    if let Some((asking, _)) = self.ordered.pop_front() {
+                    // Whom a bug has taken nobody asks for; what was started for it ends when it is dropped.
+                    if let Some((Some(asking), _)) = self.ordered.pop_front() {
                         let child = child.map_err(|why| format!("{}: {why}", self.house.program));
                         self.crowd.hand_over(&asking, child, self.poll.registry(), now);
                     }
@@ -356,7 +381,7 @@ impl Worker {
         self.is_lost = true;
         self.spawner = None;
         let now = Instant::now();
-        for (asking, _) in core::mem::take(&mut self.ordered) {
+        for asking in core::mem::take(&mut self.ordered).into_iter().filter_map(|(asking, _)| asking) {
             self.crowd.hand_over(&asking, Err("the spawner is lost".to_owned()), self.poll.registry(), now);
         }
         self.end();

@@ -1,0 +1,139 @@
+//! A loop that a bug of ours has ended is begun again. Its sessions are lost, which is said; its sockets are not, so that those who come
+//! next are served. The other loops never notice.
+//!
+//! A panic within one session ends that session alone ([`crate::engine::Crowd`]) and never comes here.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use log::error;
+use rustix::event::{Timespec, poll};
+
+/// Between two beginnings: a bug that comes with the beginning must not take a processor for itself.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Runs `this` to its end, as often as it takes.
+///
+/// # Errors
+/// Those of the end, or it can't be begun again.
+pub(super) fn serve<L>(
+    mut this: L,
+    mut run: impl FnMut(&mut L) -> io::Result<()>,
+    mut anew: impl FnMut(L) -> io::Result<L>,
+) -> io::Result<()> {
+    loop {
+        if let Ok(ended) = catch_unwind(AssertUnwindSafe(|| run(&mut this))) {
+            return ended;
+        }
+        error!("a bug of ours has ended a loop and its sessions: it is begun again");
+        // Sleeping is no system call of a loop's; waiting for nothing is.
+        let _ = poll(&mut [], Some(&Timespec::try_from(PAUSE).unwrap_or_default()));
+        this = anew(this)?;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use std::io::Read;
+    use std::net::{SocketAddr, TcpStream};
+    use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex};
+    use std::thread;
+    use std::time::Instant;
+
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::super::probe::Shared;
+    use super::super::worker::{House, Stage, Worker};
+    use super::*;
+    use crate::session::Policy;
+    use crate::session::policy::RelayMode;
+    use crate::sys::listener::{self, Listening};
+
+    static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+    struct Lines;
+
+    impl log::Log for Lines {
+        fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+            true
+        }
+        fn log(&self, record: &log::Record<'_>) {
+            LINES.lock().unwrap().push(format!("{}: {}", record.level(), record.args()));
+        }
+        fn flush(&self) {}
+    }
+
+    #[test]
+    fn what_panics_is_told_and_begun_again_and_what_ends_is_not() {
+        log::set_logger(&Lines).unwrap();
+        log::set_max_level(log::LevelFilter::Error);
+        let mut runs = 0;
+        let outcome = serve(
+            7,
+            |number| {
+                runs += 1;
+                assert!(runs > 1, "provoked by {number}");
+                Err(io::Error::other(format!("end of {number}")))
+            },
+            |number| Ok(number + 1),
+        );
+        assert_eq!((outcome.unwrap_err().to_string(), runs), ("end of 8".to_owned(), 2));
+        let told = "ERROR: a bug of ours has ended a loop and its sessions: it is begun again";
+        assert!(LINES.lock().unwrap().iter().any(|line| line == told));
+        let lost = serve(7, |_| panic!("provoked"), |_| Err(io::Error::other("no descriptor")));
+        assert_eq!(lost.unwrap_err().to_string(), "no descriptor");
+    }
+
+    fn until(what: &str, is_so: impl Fn() -> bool) {
+        let due = Instant::now() + Duration::from_secs(20);
+        while !is_so() {
+            assert!(Instant::now() < due, "{what}");
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_loop_that_a_bug_has_ended_serves_those_who_come_next() {
+        let house = Arc::new(House {
+            policy: Arc::new(Policy::default()),
+            bare: Arc::new(Policy::default()),
+            setups: Arc::default(),
+            target: None,
+            send_proxy: None,
+            relay: RelayMode::Splice,
+            plain: None,
+            learned: Arc::new(Shared::new().unwrap()),
+            program: "nobody".to_owned(),
+            sessions: AtomicUsize::new(0),
+            most: 9,
+            stage: AtomicU8::new(Stage::Serve as u8),
+        });
+        let socket = listener::open("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address: SocketAddr = rustix::net::getsockname(&socket).unwrap().try_into().unwrap();
+        let stop = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        let ear = Listening { socket, is_shared: false };
+        let worker = Worker::new(house.clone(), vec![ear], stop.try_clone().unwrap(), None).unwrap();
+        let bug = worker.bug.clone();
+        let ended = thread::spawn(move || serve(worker, Worker::run, Worker::anew));
+
+        let mut first = TcpStream::connect(address).unwrap();
+        until("the first is not served", || house.sessions.load(Ordering::Relaxed) == 1);
+        bug.store(true, Ordering::Relaxed);
+        let mut next = [(); 2].map(|()| TcpStream::connect(address).unwrap());
+        assert_eq!(first.read(&mut [0]).unwrap(), 0, "its session is lost");
+        until("those who come next are not served", || house.sessions.load(Ordering::Relaxed) == 2);
+        house.stage.store(Stage::End as u8, Ordering::Release);
+        rustix::io::write(&stop, &1_u64.to_ne_bytes()).unwrap();
+        for client in &mut next {
+            let mut said = String::new();
+            client.read_to_string(&mut said).unwrap();
+            assert_eq!(said, "421 4.3.2 Service shutting down\r\n");
+        }
+        drop(next);
+        assert!(ended.join().unwrap().is_ok());
+        assert_eq!(house.sessions.load(Ordering::Relaxed), 0);
+    }
+}
