@@ -65,9 +65,8 @@ fn listen(cert: &str, key: &str, greeting: &'static str) -> io::Result<()> {
 
 fn over_tls(socket: TcpStream, config: Arc<ServerConfig>, greeting: &str) -> io::Result<()> {
     socket.set_nodelay(true)?;
-    let output = socket.try_clone()?;
-    // rustls asks for 4 KiB at a time; the buffer makes large reads of them.
-    let ends = Ends { input: BufReader::with_capacity(4 * BLOCK, socket), output };
+    // rustls asks for 4 KiB at a time; the buffer makes large reads of them. One descriptor: there may be ten thousand sessions.
+    let ends = Ends { input: BufReader::with_capacity(4 * BLOCK, &socket), output: &socket };
     let connection = ServerConnection::new(config).map_err(io::Error::other)?;
     let mut stream = StreamOwned::new(connection, ends);
     let served = serve(&mut stream, greeting);

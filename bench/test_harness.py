@@ -361,6 +361,20 @@ class Run(unittest.TestCase):
             ElementTree.parse(HOME / "target/bench" / name)
 
 
+    def test_the_listener_has_a_table_for_each_of_its_figures(self):
+        command = [HOME / "bench/run", "--quick", "--dev", "--rounds", "1", "--only", "ours", "--only", "haproxy", "listener"]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        self.assertEqual(run.returncode, 0, run.stdout + run.stderr)
+        tables = (HOME / "target/bench/listener.md").read_text().split("\n## ")[1:]
+        self.assertEqual(len(tables), 9)
+        for number, table in enumerate(tables):
+            self.assertRegex(table, r"\n\| ours listen( plain)? \| [0-9]", table)
+            judged = re.search(r"\n- (reached|MISSED): ", table) is not None
+            self.assertEqual(judged, number not in (0, 1), "of so few idle sessions nothing is said: " + table)
+        beside = ["ours", "ours", None, "haproxy", "ours", "in memory", "haproxy", "haproxy", "haproxy"]
+        for other, table in zip(beside, tables):
+            self.assertRegex(table, rf"\n\| {other} \| [0-9]" if other else "", table)
+
     def test_where_our_program_does_not_run_nothing_is_concluded(self):
         command = [HOME / "bench/run", "--quick", "--dev", "--rounds", "1", "--wrapper", "/bin/false", "splice-or-copy"]
         run = subprocess.run(command, capture_output=True, text=True, timeout=600)

@@ -29,7 +29,7 @@ pub(crate) struct Server {
     pub(crate) port: u16,
     pub(crate) tls: Tls,
     pub(crate) patience: Duration,
-    config: Option<Arc<ClientConfig>>,
+    pub(crate) config: Option<Arc<ClientConfig>>,
 }
 
 impl Server {
@@ -103,7 +103,7 @@ impl Client {
         Ok(())
     }
 
-    fn secure(&mut self, server: &Server) -> io::Result<()> {
+    pub(crate) fn secure(&mut self, server: &Server) -> io::Result<()> {
         let Wire::Plain(ends) = std::mem::replace(&mut self.wire, Wire::Gone) else {
             return Err(io::Error::other("TLS inside TLS"));
         };

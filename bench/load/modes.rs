@@ -17,12 +17,12 @@ const WARM: usize = 200;
 pub(crate) struct Latencies(Histogram<u64>);
 
 impl Latencies {
-    fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Histogram::new_with_bounds(1, 60_000_000_000, 3).map(Self).map_err(io::Error::other)
     }
 
-    fn record(&mut self, since: Instant) {
-        let nanoseconds = u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    pub(crate) fn record(&mut self, took: Duration) {
+        let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.0.saturating_record(nanoseconds);
     }
 
@@ -32,7 +32,7 @@ impl Latencies {
 
     /// Microseconds; without samples all zero. `values` are pairs: a latency, and how many had it.
     #[allow(clippy::cast_precision_loss)] // far below 2^52
-    fn json(&self) -> String {
+    pub(crate) fn json(&self) -> String {
         let at = |quantile| self.0.value_at_quantile(quantile) as f64 / 1e3;
         let (p50, p99, p999) = (at(0.5), at(0.99), at(0.999));
         let pair = |value: IterationValue<u64>| {
@@ -107,7 +107,7 @@ fn worker(server: &Server, count: usize, together: Option<&Barrier>) -> io::Resu
         });
         match done {
             Ok(client) => {
-                part.wall.record(began);
+                part.wall.record(began.elapsed());
                 if let Some((tls, resumed)) = client.negotiated() {
                     part.resumed += usize::from(resumed);
                     part.tls = Some(tls);
@@ -127,7 +127,7 @@ fn open(server: &Server, greeting: &mut Latencies) -> io::Result<Client> {
     let began = Instant::now();
     let mut client = server.connect()?;
     client.expect(220)?;
-    greeting.record(began);
+    greeting.record(began.elapsed());
     client.hello(server)?;
     Ok(client)
 }
@@ -139,7 +139,7 @@ pub(crate) fn greetings(server: &Server, count: usize) -> io::Result<String> {
         let began = Instant::now();
         let mut client = server.connect()?;
         client.expect(220)?;
-        greeting.record(began);
+        greeting.record(began.elapsed());
         client.quit()?;
         client.leave();
     }
@@ -195,7 +195,7 @@ pub(crate) fn trips(server: &Server, count: usize, snoop: bool) -> io::Result<St
         let began = Instant::now();
         client.send(b"NOOP\r\n")?;
         client.expect(250)?;
-        trip.record(began);
+        trip.record(began.elapsed());
     }
     pause(&format!("{{\"trip\":{}}}", trip.json()))?;
     client.quit()?;
@@ -219,7 +219,7 @@ pub(crate) fn chunks(server: &Server, octets: usize, count: usize) -> io::Result
         client.send(&chunk)?;
         client.expect(250)?;
         if number >= warm {
-            trip.record(began);
+            trip.record(began.elapsed());
         }
     }
     pause(&format!("{{\"trip\":{}}}", trip.json()))?;
@@ -228,16 +228,24 @@ pub(crate) fn chunks(server: &Server, octets: usize, count: usize) -> io::Result
     Ok(String::new())
 }
 
-/// So many sessions, held open and silent: in the snoop (after EHLO), or in the relay with one mail done.
-pub(crate) fn hold(server: &Server, count: usize, snoop: bool) -> io::Result<String> {
-    let mut clients = Vec::new();
-    for _ in 0..count {
-        let mut client = server.open()?;
-        if !snoop {
-            client.letter(&small())?;
-        }
-        clients.push(client);
-    }
+/// So many sessions, held open and silent: in the snoop (after EHLO), or in the relay with one mail done. `at_once` are opened at a time.
+pub(crate) fn hold(server: &Server, count: usize, at_once: usize, snoop: bool) -> io::Result<String> {
+    let open = |part: usize| -> io::Result<Vec<Client>> {
+        let one = |_| {
+            let mut client = server.open()?;
+            if !snoop {
+                client.letter(&small())?;
+            }
+            Ok(client)
+        };
+        (part..count).step_by(at_once).map(one).collect()
+    };
+    let clients: io::Result<Vec<_>> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..at_once).map(|part| scope.spawn(move || open(part))).collect();
+        let joined = threads.into_iter().map(thread::ScopedJoinHandle::join);
+        joined.map(|one| one.unwrap_or_else(|_| Err(io::Error::other("a worker panicked")))).collect()
+    });
+    let clients: Vec<Client> = clients?.into_iter().flatten().collect();
     pause("ready")?;
     pause("{}")?;
     for mut client in clients {
@@ -254,7 +262,7 @@ fn small() -> Vec<u8> {
 }
 
 /// Says where we are, and waits until whoever runs us has read its clocks.
-fn pause(word: &str) -> io::Result<()> {
+pub(crate) fn pause(word: &str) -> io::Result<()> {
     println!("{word}");
     if io::stdin().lock().read_line(&mut String::new())? == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
@@ -263,7 +271,7 @@ fn pause(word: &str) -> io::Result<()> {
 }
 
 /// A JSON string; what would need escaping in one is left out of the words of a server.
-fn quoted(text: Option<&str>) -> String {
+pub(crate) fn quoted(text: Option<&str>) -> String {
     let simple = |octet: &char| octet.is_ascii() && !octet.is_ascii_control() && !matches!(octet, '"' | '\\');
     text.map_or_else(|| "null".to_owned(), |text| format!("\"{}\"", text.chars().filter(simple).collect::<String>()))
 }
