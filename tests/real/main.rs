@@ -16,6 +16,7 @@ mod injection;
 mod jail;
 mod letter;
 mod listener;
+mod load;
 mod privileges;
 mod proxy;
 mod readme;

@@ -86,6 +86,20 @@ impl Child {
         Ok(())
     }
 
+    /// The next whole line on what was the child's fd 0.
+    pub(crate) fn line(&mut self) -> Result<Vec<u8>, String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(end) = self.received.iter().position(|octet| *octet == b'\n') {
+                return Ok(self.received.drain(..=end).collect());
+            }
+            if self.ended {
+                return Err("its input has ended".to_owned());
+            }
+            self.receive(deadline)?;
+        }
+    }
+
     /// What was the child's fd 0 must end, with nothing before.
     pub(crate) fn get_end(&mut self) -> Result<(), String> {
         let deadline = Instant::now() + PATIENCE;

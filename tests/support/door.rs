@@ -122,6 +122,15 @@ impl Default for Start<'_> {
 impl Door {
     /// Starts the program and connects a client to it.
     pub(crate) fn open(start: &Start<'_>) -> Self {
+        let mut door = Self::start(start);
+        if door.address.is_some() {
+            door.connect();
+        }
+        door
+    }
+
+    /// Starts the program; one that listens has no client yet.
+    pub(crate) fn start(start: &Start<'_>) -> Self {
         let folder = TempDir::new().unwrap();
         let path = |name: &str| folder.path().join(name);
         let certificate = certificate();
@@ -189,11 +198,12 @@ impl Door {
         // `command` still holds our copies of the program's socket: while it lives the client sees no end.
         drop(command);
         let client = Some(Wire::over(client));
-        let mut door = Self { client, backend, puppets, fresh: None, kept, address, program, folder };
-        if address.is_some() {
-            door.connect();
-        }
-        door
+        Self { client, backend, puppets, fresh: None, kept, address, program, folder }
+    }
+
+    /// No puppet is waited for any more.
+    pub(crate) fn forget_puppets(&self) {
+        rustix::net::shutdown(&self.puppets, rustix::net::Shutdown::Both).unwrap();
     }
 
     /// A new client of a program that listens, once it does.
@@ -417,7 +427,9 @@ impl ServerCertVerifier for OnlyOurs {
 
 /// Plays `dialogue` against the program. The message of a failure begins with `file:line`.
 pub(crate) fn play(dialogue: &Dialogue, shape: Shape) -> Result<(), String> {
-    let options: Vec<&str> = dialogue.options.iter().map(String::as_str).collect();
+    // A dialogue's SIGTERM is that of a UCSPI child, which waits for nobody.
+    let drain: &[&str] = if shape == Shape::Listener { &["--drain", "0"] } else { &[] };
+    let options: Vec<&str> = dialogue.options.iter().map(String::as_str).chain(drain.iter().copied()).collect();
     let start =
         Start { options: &options, certificate: dialogue.certificate, way: dialogue.way, shape, ..Start::default() };
     let mut door = Door::open(&start);
@@ -429,22 +441,29 @@ pub(crate) fn play(dialogue: &Dialogue, shape: Shape) -> Result<(), String> {
     let played = Child::accept(&door.puppets).map_err(|why| format!("{}: {why}", dialogue.place(first))).and_then(
         |mut child| {
             for (at, step) in dialogue.steps.iter().enumerate() {
-                perform(dialogue, at, &mut door, &mut child)
+                perform(dialogue, at, &mut door, Some(&mut child))
                     .map_err(|why| format!("{}: {why}", dialogue.place(step.line)))?;
             }
-            finish(dialogue, shape, &mut door, &mut child)
+            finish(dialogue, shape, &mut door, Some(&mut child))
         },
     );
     played.map_err(|why| format!("{why}\n    stderr: {}", door.said().trim_end().replace('\n', "\n            ")))
 }
 
-fn perform(dialogue: &Dialogue, at: usize, door: &mut Door, child: &mut Child) -> Result<(), String> {
+/// One step; a listener's child may not have been started.
+pub(crate) fn perform(
+    dialogue: &Dialogue,
+    at: usize,
+    door: &mut Door,
+    child: Option<&mut Child>,
+) -> Result<(), String> {
+    let child = child.ok_or("there is no child");
     let step = &dialogue.steps[at];
     let respawns = dialogue.way == Way::Respawn;
     let gone = || "the client is gone already".to_owned();
     match &step.deed {
         Deed::Sends(Side::Client, octets) => door.client.as_mut().ok_or_else(gone)?.send(octets),
-        Deed::Sends(Side::Child, octets) => child.send(octets),
+        Deed::Sends(Side::Child, octets) => child?.send(octets),
         Deed::Sends(Side::Backend, octets) if respawns => door.fresh()?.send(octets),
         Deed::Sends(Side::Backend, octets) => door.backend.wire()?.send(octets),
         Deed::Gets(Side::Client, octets) => {
@@ -453,11 +472,11 @@ fn perform(dialogue: &Dialogue, at: usize, door: &mut Door, child: &mut Child) -
                 nothing("backend", &door.backend.forget())?;
             }
         }
-        Deed::Gets(Side::Child, octets) => child.get(octets)?,
+        Deed::Gets(Side::Child, octets) => child?.get(octets)?,
         Deed::Gets(Side::Backend, octets) if respawns => door.fresh()?.get(octets).map_err(|e| format!("fresh {e}"))?,
         Deed::Gets(Side::Backend, octets) => door.backend.wire()?.get(octets).map_err(|e| format!("backend {e}"))?,
         Deed::Ends(Side::Client) => door.client.as_mut().ok_or_else(gone)?.end(),
-        Deed::Ends(Side::Child) => child.exit(0),
+        Deed::Ends(Side::Child) => child?.exit(0),
         Deed::Ends(Side::Backend) if respawns => door.fresh()?.exit(0),
         Deed::Ends(Side::Backend) => door.backend.wire()?.end(),
         Deed::ClientResets => door.client.take().ok_or_else(gone)?.reset(),
@@ -477,7 +496,7 @@ fn perform(dialogue: &Dialogue, at: usize, door: &mut Door, child: &mut Child) -
         }
         Deed::SeesEnd(Side::Client) => expect_end(door.client.as_mut().ok_or_else(gone)?.get_end()?, &[End::Clean])?,
         Deed::SeesEnd(side @ Side::Backend) if respawns => sees_end(dialogue, at, *side, door.fresh()?)?,
-        Deed::SeesEnd(side @ Side::Child) => sees_end(dialogue, at, *side, child)?,
+        Deed::SeesEnd(side @ Side::Child) => sees_end(dialogue, at, *side, child?)?,
         Deed::SeesEnd(Side::Backend) => expect_end(door.backend.wire()?.get_end()?, &[End::Clean])?,
         Deed::SeesAbort(Side::Client) => {
             expect_end(door.client.as_mut().ok_or_else(gone)?.get_end()?, &[End::Cut, End::Reset])?;
@@ -522,11 +541,18 @@ fn nothing(who: &str, octets: &[u8]) -> Result<(), String> {
 }
 
 /// Nothing is left over, the program ends with the right code, and its child is no more.
-fn finish(dialogue: &Dialogue, shape: Shape, door: &mut Door, child: &mut Child) -> Result<(), String> {
+pub(crate) fn finish(
+    dialogue: &Dialogue,
+    shape: Shape,
+    door: &mut Door,
+    mut child: Option<&mut Child>,
+) -> Result<(), String> {
     let last = dialogue.exit.map_or_else(|| dialogue.steps.last().map_or(1, |s| s.line), |(line, _)| line);
     let at = |why: String| format!("{}: at the end: {why}", dialogue.place(last));
-    nothing("child", &child.left_over()).map_err(at)?;
-    child.exit(0);
+    if let Some(child) = &mut child {
+        nothing("child", &child.left_over()).map_err(at)?;
+        child.exit(0);
+    }
     if let Some(mut client) = door.client.take() {
         nothing("client", &client.left_over()).map_err(at)?;
         client.end();
@@ -558,7 +584,7 @@ fn finish(dialogue: &Dialogue, shape: Shape, door: &mut Door, child: &mut Child)
     if code.is_some() && status.code() != code {
         return Err(at(format!("{status}, not {code:?}")));
     }
-    for child in [Some(&*child), door.fresh.as_ref()].into_iter().flatten() {
+    for child in [child.as_deref(), door.fresh.as_ref()].into_iter().flatten() {
         if !child.is_gone(Duration::from_secs(1)) {
             return Err(at(format!("the child {} is still there", child.report.pid)));
         }

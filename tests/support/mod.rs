@@ -5,6 +5,7 @@ pub(crate) mod backend;
 pub(crate) mod child;
 pub(crate) mod dialogue;
 pub(crate) mod door;
+pub(crate) mod lazily;
 pub(crate) mod memory;
 pub(crate) mod octets;
 pub(crate) mod policy;
