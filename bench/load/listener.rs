@@ -127,7 +127,7 @@ pub(crate) fn handshakes(server: &Server, count: usize) -> io::Result<String> {
 /// The server's part of full handshakes in memory, by the configuration that the program makes of this certificate and key.
 pub(crate) fn reference(client: &Arc<ClientConfig>, cert: &str, key: &str, count: usize) -> io::Result<String> {
     let identity = Identity::from_pem(&std::fs::read(cert)?, &std::fs::read(key)?, UnixTime::now());
-    let config = server_setup(&identity.map_err(io::Error::other)?).map_err(io::Error::other)?;
+    let config = server_setup(&identity.map_err(io::Error::other)?, None).map_err(io::Error::other)?;
     let mut server_side = Latencies::new()?;
     for _ in 0..count {
         let name = ServerName::try_from("localhost").map_err(io::Error::other)?;

@@ -38,17 +38,17 @@ pub(super) fn serve<L>(
 mod tests {
     use std::io::Read;
     use std::net::{SocketAddr, TcpStream};
-    use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicU8, Ordering};
     use std::sync::{Arc, Mutex};
     use std::thread;
     use std::time::Instant;
 
     use rustix::event::{EventfdFlags, eventfd};
 
+    use super::super::admission::Admission;
     use super::super::probe::Shared;
     use super::super::worker::{House, Stage, Worker};
     use super::*;
-    use crate::session::Policy;
     use crate::session::policy::RelayMode;
     use crate::sys::listener::{self, Listening};
 
@@ -98,8 +98,9 @@ mod tests {
     #[test]
     fn a_loop_that_a_bug_has_ended_serves_those_who_come_next() {
         let house = Arc::new(House {
-            policy: Arc::new(Policy::default()),
-            bare: Arc::new(Policy::default()),
+            policy: Arc::default(),
+            bare: Arc::default(),
+            brief: Default::default(),
             setups: Arc::default(),
             target: None,
             send_proxy: None,
@@ -107,8 +108,8 @@ mod tests {
             plain: None,
             learned: Arc::new(Shared::new().unwrap()),
             program: "nobody".to_owned(),
-            sessions: AtomicUsize::new(0),
-            most: 9,
+            proxies: None,
+            admission: Admission::new(9, None),
             stage: AtomicU8::new(Stage::Serve as u8),
         });
         let socket = listener::open("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -120,11 +121,11 @@ mod tests {
         let ended = thread::spawn(move || serve(worker, Worker::run, Worker::anew));
 
         let mut first = TcpStream::connect(address).unwrap();
-        until("the first is not served", || house.sessions.load(Ordering::Relaxed) == 1);
+        until("the first is not served", || house.admission.taken() == 1);
         bug.store(true, Ordering::Relaxed);
         let mut next = [(); 2].map(|()| TcpStream::connect(address).unwrap());
         assert_eq!(first.read(&mut [0]).unwrap(), 0, "its session is lost");
-        until("those who come next are not served", || house.sessions.load(Ordering::Relaxed) == 2);
+        until("those who come next are not served", || house.admission.taken() == 2);
         house.stage.store(Stage::End as u8, Ordering::Release);
         rustix::io::write(&stop, &1_u64.to_ne_bytes()).unwrap();
         for client in &mut next {
@@ -134,6 +135,6 @@ mod tests {
         }
         drop(next);
         assert!(ended.join().unwrap().is_ok());
-        assert_eq!(house.sessions.load(Ordering::Relaxed), 0);
+        assert_eq!(house.admission.taken(), 0);
     }
 }
