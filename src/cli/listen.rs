@@ -21,6 +21,8 @@ pub struct Listen {
     pub inherited: Vec<i32>,
     /// Loops, at least one.
     pub workers: usize,
+    /// Where its figures are told.
+    pub metrics: Option<SocketAddr>,
     /// Whether a server is put off until a client needs it.
     pub lazy: bool,
     /// Sessions at once, at least one.
@@ -77,6 +79,15 @@ pub(super) fn plain(typed: &Typed) -> Result<Option<Server>, Fatal> {
     }
 }
 
+/// `--metrics`.
+fn metrics(typed: &Typed) -> Result<Option<SocketAddr>, Fatal> {
+    let Some(word) = typed.value(Id::Metrics) else { return Ok(None) };
+    match word.to_str().map(str::parse::<SocketAddr>) {
+        Some(Ok(address)) if address.port() > 0 => Ok(Some(address)),
+        _ => usage(format!("--metrics wants ADDR:PORT, as 127.0.0.1:9125, not {word:?}")),
+    }
+}
+
 pub(super) fn listen(typed: &Typed) -> Result<Option<Listen>, Fatal> {
     if typed.listen.is_empty() {
         let ours = [
@@ -90,6 +101,7 @@ pub(super) fn listen(typed: &Typed) -> Result<Option<Listen>, Fatal> {
             Id::ProxyFrom,
             Id::Drain,
             Id::NotifyFd,
+            Id::Metrics,
         ];
         return match ours.into_iter().find(|id| typed.times(*id) > 0) {
             Some(id) => usage(format!("{} is a listener's: --listen is missing", called(id))),
@@ -120,6 +132,10 @@ pub(super) fn listen(typed: &Typed) -> Result<Option<Listen>, Fatal> {
     };
     let mut numbers: Vec<i32> = inherited.iter().copied().chain(notify_fd).collect();
     numbers.sort_unstable();
+    let metrics = metrics(typed)?;
+    if let Some(both) = metrics.filter(|metrics| addresses.contains(metrics)) {
+        return usage(format!("--listen and --metrics can't both have {both}"));
+    }
     if let Some(twice) = numbers.windows(2).find(|two| two[0] == two[1]) {
         return usage(format!("descriptor {} is named twice", twice[0]));
     }
@@ -143,6 +159,7 @@ pub(super) fn listen(typed: &Typed) -> Result<Option<Listen>, Fatal> {
     };
     Ok(Some(Listen {
         lazy,
+        metrics,
         addresses,
         inherited,
         workers,

@@ -51,6 +51,7 @@ pub enum Id {
     RatePerIp,
     ProxyProtocol,
     ProxyFrom,
+    Metrics,
     Uid,
     Gid,
     NoSandbox,
@@ -180,7 +181,7 @@ impl OptionSpec {
 }
 
 /// The table.
-pub const OPTIONS: [OptionSpec; 58] = [
+pub const OPTIONS: [OptionSpec; 59] = [
     valued(Id::Cert, "cert", "FILE", "", Group::Certificate, "our certificate chain, PEM").with_env("CERTFILE"),
     valued(Id::Key, "key", "FILE", "the --cert file", Group::Certificate, "the private key of --cert, PEM")
         .with_env("KEYFILE"),
@@ -324,6 +325,14 @@ pub const OPTIONS: [OptionSpec; 58] = [
         "",
         Group::Listener,
         "with it: whose header counts, as 192.0.2.7,2001:db8::/64",
+    ),
+    valued(
+        Id::Metrics,
+        "metrics",
+        "ADDR:PORT",
+        "",
+        Group::Listener,
+        "tell figures by HTTP there: /metrics (Prometheus), /healthz",
     ),
     variable(Id::Uid, "UID", Group::Listener, "user id that PROG is to have").with_value("UID"),
     variable(Id::Gid, "GID", Group::Listener, "group id that PROG is to have").with_value("GID"),

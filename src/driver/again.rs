@@ -110,13 +110,13 @@ mod tests {
             program: "nobody".to_owned(),
             proxies: None,
             admission: Admission::new(9, None),
-            stage: AtomicU8::new(Stage::Serve as u8),
+            stage: Arc::new(AtomicU8::new(Stage::Serve as u8)),
         });
         let socket = listener::open("127.0.0.1:0".parse().unwrap()).unwrap();
         let address: SocketAddr = rustix::net::getsockname(&socket).unwrap().try_into().unwrap();
         let stop = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
         let ear = Listening { socket, is_shared: false };
-        let worker = Worker::new(house.clone(), vec![ear], stop.try_clone().unwrap(), None).unwrap();
+        let worker = Worker::new(house.clone(), vec![ear], stop.try_clone().unwrap(), None, Arc::default()).unwrap();
         let bug = worker.bug.clone();
         let ended = thread::spawn(move || serve(worker, Worker::run, Worker::anew));
 

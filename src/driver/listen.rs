@@ -18,6 +18,7 @@ use std::thread;
 use log::{debug, error, info, warn};
 
 use crate::cli::{self, Config, IdentitySource, LISTENER_VARIABLES, Listen, OWN_VARIABLES};
+use crate::engine::meter::Meter;
 use crate::engine::{Peer, Secrets};
 use crate::error::{Fatal, exit};
 use crate::session::Policy;
@@ -33,8 +34,10 @@ use crate::tls::Tickets;
 use super::addresses::Addresses;
 use super::admission::Admission;
 use super::again;
+use super::metrics::{Figures, Running};
 use super::probe::{Prober, Server, Shared};
 use super::renewal::{self, Current, Renewal};
+use super::scrape;
 use super::tickets;
 use super::ucspi::{identity, needs, peer, target, warn_of};
 use super::watch::{Loop, Over, Watch, event};
@@ -79,6 +82,7 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
     }
     let places = places(listen, &left_for_us);
     let sockets = open(listen, left_for_us)?;
+    let metrics = listen.metrics.map(scrape::open).transpose()?;
     let name = config.program.to_string_lossy().into_owned();
     let probed = match (&plain, spawners.pop()) {
         (Some(target), _) => Some(Server::Daemon(target.clone())),
@@ -92,13 +96,16 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
     let prober = prober.map_err(|why| Fatal::System("learn what the server says", io::Error::other(why)))?;
     let signals = signals::of_a_listener().map_err(fatal("wait for signals"))?;
     let ended = event().map_err(fatal("make a loop"))?;
+    let meters: Vec<Arc<Meter>> = (0..listen.workers).map(|_| Arc::default()).collect();
+    let figures = Arc::new(Figures::of(meters.clone(), &house));
     let mut loops = Vec::with_capacity(listen.workers);
     let mut begun = Vec::with_capacity(listen.workers);
     let spawners = spawners.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
-    for (number, (sockets, spawner)) in sockets.into_iter().zip(spawners).enumerate() {
+    for (number, ((sockets, spawner), meter)) in sockets.into_iter().zip(spawners).zip(meters).enumerate() {
         let stop = event().map_err(fatal("make a loop"))?;
         let heard = stop.try_clone().map_err(fatal("make a loop"))?;
-        let worker = Worker::new(house.clone(), sockets, heard, spawner).map_err(fatal("make a loop"))?;
+        let running = Running::new(meter.clone());
+        let worker = Worker::new(house.clone(), sockets, heard, spawner, meter).map_err(fatal("make a loop"))?;
         let (needs, over) = (needs.clone(), Over(ended.try_clone().map_err(fatal("make a loop"))?));
         let (begins, has_begun) = channel();
         let thread = thread::Builder::new()
@@ -106,6 +113,7 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
             .spawn(move || {
                 needs.iter().for_each(confine);
                 let _ = begins.send(());
+                let _running = running;
                 run(worker, &over)
             })
             .map_err(fatal("start a loop"))?;
@@ -119,6 +127,11 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
             prober.run();
         };
         thread::Builder::new().name("prober".to_owned()).spawn(probe).map_err(fatal("start a loop"))?;
+    }
+    if let Some(socket) = metrics {
+        let needs = needs.as_ref().map(|_| Needs { listens: true, ..Needs::default() });
+        let figures = figures.clone();
+        scrape::start(socket, figures, move || needs.iter().for_each(confine)).map_err(fatal("start a thread"))?;
     }
     needs.iter().for_each(confine);
     // One that has ended already is found out by the watch.
@@ -230,7 +243,7 @@ fn house(
         program: config.program.to_string_lossy().into_owned(),
         proxies: listen.proxies.clone(),
         admission: Admission::new(listen.most.min(fitting), addresses),
-        stage: AtomicU8::new(Stage::Serve as u8),
+        stage: Arc::new(AtomicU8::new(Stage::Serve as u8)),
     };
     Ok((house, renewal, config.sandbox.then_some(Needs { listens: true, peeks: listen.proxies.is_some(), ..needs })))
 }

@@ -17,6 +17,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
 use crate::engine::Backend;
+use crate::engine::meter::Count;
 use crate::engine::talk::Talk;
 use crate::session::learned::{Asked, Heard, Learned, Prober as Name};
 use crate::session::policy::Timeouts;
@@ -46,6 +47,9 @@ const AT_LEAST: Duration = Duration::from_secs(1);
 /// A failure that goes on is told so often.
 const TOLD: Duration = Duration::from_secs(60);
 
+/// What a probe came to: the server is as it was, or not, or does not answer.
+pub(super) const PROBES: [&str; 3] = ["same", "changed", "failed"];
+
 /// What is learned, for all loops.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -54,13 +58,15 @@ pub(super) struct Shared {
     doubted: OwnedFd,
     /// It was the operator, who wants it learned anew whatever was found out.
     is_renewed: AtomicBool,
+    /// How many probes came to each of [`PROBES`].
+    pub(super) probes: [Count; PROBES.len()],
 }
 
 impl Shared {
     /// Nothing yet.
     pub(super) fn new() -> io::Result<Self> {
         let doubted = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { learned: Mutex::new(None), doubted, is_renewed: AtomicBool::new(false) })
+        Ok(Self { learned: Mutex::new(None), doubted, is_renewed: AtomicBool::new(false), probes: Default::default() })
     }
 
     /// What is learned at present.
@@ -146,6 +152,7 @@ impl Prober {
             told: None,
         };
         let learned = prober.learn().map_err(|why| format!("{}: {why}", prober.server.name()))?;
+        prober.shared.probes[1].up();
         prober.shared.set(Some(learned));
         prober.due = Instant::now() + SECOND;
         Ok(prober)
@@ -192,6 +199,7 @@ impl Prober {
         let known = self.shared.get();
         match (known.as_ref().map(|learned| learned.agrees(&heard, name)), self.certainty) {
             (Some(Ok(())), _) => {
+                self.shared.probes[0].up();
                 if self.certainty == Certainty::Once {
                     info!("{} is started when a client needs it, and not before", self.server.name());
                 }
@@ -199,12 +207,14 @@ impl Prober {
                 self.due = now + NEXT;
             }
             (Some(Err(why)), Certainty::Once) => {
+                self.shared.probes[1].up();
                 warn!("{}: {why}: every client gets one of its own from the start (--lazy is off)", self.server.name());
                 self.certainty = Certainty::Never;
                 self.shared.set(None);
             }
             (Some(Err(_)) | None, _) => match Learned::from_probe(&heard, name) {
                 Ok(learned) => {
+                    self.shared.probes[1].up();
                     info!("{} has changed: learned anew", self.server.name());
                     self.shared.set(Some(learned));
                     self.certainty = Certainty::Once;
@@ -219,6 +229,7 @@ impl Prober {
     }
 
     fn say_unreached(&mut self, why: &str, now: Instant) {
+        self.shared.probes[2].up();
         if self.told.is_none_or(|told| now >= told + TOLD) {
             self.told = Some(now);
             warn!("{}: {why}: who needs it hears 421", self.server.name());

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use log::{info, warn};
 
 use crate::cli::{Config, IdentitySource};
+use crate::engine::meter::Count;
 use crate::engine::{Peer, Secrets, Setups};
 use crate::sys::opener::Opener;
 use crate::tls::{Identity, Tickets};
@@ -22,17 +23,24 @@ use super::ucspi::from_files_by;
 /// The longest certificate or key file that is read again: a chain with its key has some KiB.
 const MOST: u64 = 1 << 20;
 
+/// What reading again came to.
+pub(super) const RENEWALS: [&str; 2] = ["done", "failed"];
+
 /// The TLS of new sessions, for all loops; `None`: there is no usable certificate.
 #[derive(Debug, Default)]
-pub(super) struct Current(Mutex<Option<Setups>>);
+pub(super) struct Current {
+    setups: Mutex<Option<Setups>>,
+    /// How many times it came to each of [`RENEWALS`].
+    pub(super) renewals: [Count; RENEWALS.len()],
+}
 
 impl Current {
     pub(super) fn get(&self) -> Option<Setups> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.setups.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn set(&self, setups: Option<Setups>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = setups;
+        *self.setups.lock().unwrap_or_else(PoisonError::into_inner) = setups;
     }
 }
 
@@ -95,9 +103,13 @@ impl Renewal {
         match self.read() {
             Ok(setups) => {
                 self.current.set(Some(setups));
+                self.current.renewals[0].up();
                 info!("SIGHUP: certificate, keys and roots were read again, for new sessions");
             }
-            Err(why) => warn!("SIGHUP: what was read before stays in force: {why}"),
+            Err(why) => {
+                self.current.renewals[1].up();
+                warn!("SIGHUP: what was read before stays in force: {why}");
+            }
         }
     }
 

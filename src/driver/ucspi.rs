@@ -216,6 +216,7 @@ impl Parted {
             relay: config.relay,
             terminations: Some(terminations),
             started,
+            meter: None,
         };
         let conn = Conn::new(parts, &Registry::new(poll.registry(), 0));
         Ok(Self { poll, conn })

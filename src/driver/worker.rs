@@ -21,6 +21,7 @@ use mio::{Events, Interest, Poll, Token};
 
 use crate::cli::Network;
 use crate::client_info::ClientInfo;
+use crate::engine::meter::{Meter, Refused};
 use crate::engine::{Asking, CLIENT_IN, Crowd, Ends, Front, OTHERS, Parts, Source};
 use crate::proxy::{Header, Version};
 use crate::session::policy::RelayMode;
@@ -60,7 +61,7 @@ pub(super) struct House {
     /// Who may say, and must, whose connection it is.
     pub(super) proxies: Option<Vec<Network>>,
     /// The present [`Stage`].
-    pub(super) stage: AtomicU8,
+    pub(super) stage: Arc<AtomicU8>,
 }
 
 /// What the loops are to do.
@@ -108,6 +109,7 @@ pub(super) struct Worker {
     /// What is said of those who are over a limit, and of those without a PROXY header that counts: neither hides the other.
     refusals: Sparing,
     strangers: Sparing,
+    meter: Arc<Meter>,
     paused: Option<Instant>,
     /// Nobody new but these, who may be in a queue that goes with its socket.
     promised: Option<usize>,
@@ -132,6 +134,7 @@ impl Worker {
         sockets: Vec<Listening>,
         stop: OwnedFd,
         spawner: Option<Spawner>,
+        meter: Arc<Meter>,
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
         let watch =
@@ -158,6 +161,7 @@ impl Worker {
             lobby: Lobby::default(),
             refusals: Sparing::default(),
             strangers: Sparing::default(),
+            meter,
             paused: None,
             promised: None,
             is_ending: false,
@@ -173,12 +177,12 @@ impl Worker {
     /// # Errors
     /// There is no descriptor left for it.
     pub(super) fn anew(self) -> io::Result<Self> {
-        let Self { house, ears, stop, spawner, ordered, crowd, lobby, promised, is_ending, is_lost, .. } = self;
+        let Self { house, ears, stop, spawner, ordered, crowd, lobby, meter, promised, is_ending, is_lost, .. } = self;
         // Whatever state they are in.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(crowd)));
         let _ = catch_unwind(AssertUnwindSafe(|| drop(lobby)));
         let sockets = ears.into_iter().map(|ear| ear.listening).collect();
-        let new = Self::new(house, sockets, stop, spawner)?;
+        let new = Self::new(house, sockets, stop, spawner, meter)?;
         let ordered = ordered.into_iter().map(|(_, since)| (None, since)).collect();
         Ok(Self { ordered, promised, is_ending, is_lost, ..new })
     }
@@ -261,6 +265,7 @@ impl Worker {
                     Err(error) => {
                         warn!("can't accept for {} ms: {error}", PAUSE.as_millis());
                         self.paused = Some(now + PAUSE);
+                        self.meter.pauses.up();
                         return false;
                     }
                 }
@@ -276,16 +281,21 @@ impl Worker {
         if let Some(left) = &mut self.promised {
             *left = left.saturating_sub(1);
         }
+        self.meter.accepted.up();
         let peer = client.ends[0];
         if let Some(proxies) = &self.house.proxies
             && !proxies.iter().any(|network| network.contains(peer.ip()))
         {
+            self.meter.refuse(Refused::Proxy);
             return self.strangers.say(&format!("client={peer}: --proxy-from does not have it"), now);
         }
         match self.house.admission.enter() {
             Some(place) if self.house.proxies.is_some() => self.lobby.join(client, place, now),
             Some(place) => self.begin(client, place, now),
-            None => self.turn_away(&client, Ours::TOO_MANY_SESSIONS, "too many sessions", now),
+            None => {
+                self.meter.refuse(Refused::Sessions);
+                self.turn_away(&client, Ours::TOO_MANY_SESSIONS, "too many sessions", now);
+            }
         }
     }
 
@@ -324,7 +334,10 @@ impl Worker {
         for (client, found) in self.lobby.drive(self.poll.registry(), now) {
             match found {
                 Ok(place) => self.begin(client, place, now),
-                Err(why) => self.strangers.say(&format!("client={}: {why}", client.ends[0]), now),
+                Err(why) => {
+                    self.meter.refuse(Refused::Proxy);
+                    self.strangers.say(&format!("client={}: {why}", client.ends[0]), now);
+                }
             }
         }
     }
@@ -335,9 +348,11 @@ impl Worker {
         match place.belong_to(client.ip(), now) {
             Ok(()) => {}
             Err(Refusal::TooMany) => {
+                self.meter.refuse(Refused::Address);
                 return self.turn_away(&accepted, Ours::TOO_MANY_FROM_ADDRESS, "too many sessions of its address", now);
             }
             Err(Refusal::TooFast) => {
+                self.meter.refuse(Refused::Rate);
                 return self.turn_away(&accepted, Ours::TOO_FAST, "too many new sessions of its address", now);
             }
         }
@@ -364,6 +379,7 @@ impl Worker {
             relay: house.relay,
             terminations: None,
             started: now,
+            meter: Some(self.meter.clone()),
         };
         self.crowd.join(parts, place, self.poll.registry());
     }

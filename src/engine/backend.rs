@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use crate::buffer::{Outgoing, spare};
 use crate::sys::end::{End, Registry};
 use crate::sys::splice;
-use crate::tls::{CertificateDer, ClientConfig, Facts, Leg, ServerName, TlsError};
+use crate::tls::{Agreed, CertificateDer, ClientConfig, Facts, Leg, ServerName, TlsError};
 
 use super::bridge::{self, Received, Trouble};
 use super::relay::end_input;
@@ -199,6 +199,14 @@ impl Backend {
     pub fn facts(&self) -> Option<Facts> {
         match &self.link {
             Link::Tls(_, leg) => Some(leg.facts()),
+            Link::Clear(_) => None,
+        }
+    }
+
+    /// The same to be counted.
+    pub(super) fn agreed(&self) -> Option<Agreed> {
+        match &self.link {
+            Link::Tls(_, leg) => Some(leg.agreed()),
             Link::Clear(_) => None,
         }
     }

@@ -92,8 +92,12 @@ impl Conn {
                 (_, None, None) => Mode::Plain,
             };
             if let Some(reason) = self.session.end() {
+                if let Some(metered) = &mut self.metered {
+                    metered.ended(reason);
+                }
                 report::end(&self.info, reason, &mode, self.tally, self.session.recorded(), self.started);
             }
+            self.count_octets();
             self.client = None;
         }
     }

@@ -8,7 +8,6 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use log::trace;
 use mio::event::Event;
 use mio::{Interest, Token};
 use rustix::process::Pid;
@@ -29,8 +28,9 @@ use super::batch::Batch;
 use super::dismissal::Dismissal;
 use super::handover::{Dial, Secrets, Setups};
 use super::linger::Linger;
+use super::meter::{Meter, Metered};
 use super::pump::Relay;
-use super::report::{self, Tally};
+use super::report::Tally;
 use super::summon::{Front, Source};
 use super::tokens::{BACKEND, CHILD_EXIT, CHILD_IN, CHILD_OUT, CLIENT_IN, CLIENT_OUT, RESOLVED, SIGNALS, TLS_SERVER};
 use super::ucspi_tls::{TlsHandshake, TlsServer};
@@ -70,6 +70,8 @@ pub struct Parts {
     pub terminations: Option<End>,
     /// When the connection began.
     pub started: Instant,
+    /// Where it is counted.
+    pub meter: Option<Arc<Meter>>,
 }
 
 /// What a drive came to.
@@ -166,6 +168,9 @@ pub struct Conn {
     pub(super) mode: RelayMode,
     pub(super) tally: Tally,
     pub(super) started: Instant,
+    pub(super) metered: Option<Metered>,
+    /// The phase that was told of last.
+    pub(super) noticed: Phase,
 }
 
 impl Conn {
@@ -213,7 +218,10 @@ impl Conn {
         // Behind TLS from the start.
         let from_child = if parts.policy.way == Way::Mute { child_out.take() } else { None };
         let backend = from_child.map(|from| Backend::child(from, child_in.take()));
+        let metered = parts.meter.map(|meter| Metered::begin(meter, &session, parts.started));
         Self {
+            noticed: session.phase(),
+            metered,
             session,
             client: Some(client),
             child,
@@ -316,7 +324,13 @@ impl Conn {
 
     /// Does all that can be done now.
     pub fn drive(&mut self, registry: &Registry, now: Instant) -> Driven {
-        let mut told = self.session.phase();
+        let driven = self.advance(registry, now);
+        self.notice();
+        self.count_octets();
+        driven
+    }
+
+    fn advance(&mut self, registry: &Registry, now: Instant) -> Driven {
         self.session.handle_timeout(now);
         if let Some(end) = self.terminations.as_mut().filter(|end| end.readable) {
             // Read, or a second one would wake nobody: a signal that is pending is not raised again (signal(7)).
@@ -352,14 +366,7 @@ impl Conn {
                     false
                 }
             };
-            let present = self.session.phase();
-            if present != told {
-                trace!("client={}: {} -> {}", self.info, told.name(), present.name());
-                told = present;
-            }
-            while let Some(note) = self.session.poll_note() {
-                report::note(&self.info, &note);
-            }
+            self.notice();
             if !moved && phase == self.session.phase() {
                 break;
             }

@@ -14,7 +14,7 @@ use crate::variables::{NAMES, Variable};
 const NAME: usize = 255;
 
 /// Octets of the client's connection, as they were on the wire.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tally {
     pub(super) received: u64,
     pub(super) sent: u64,

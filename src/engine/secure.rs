@@ -17,6 +17,7 @@ use super::backend::Backend;
 use super::bridge::{self, Received, Trouble};
 use super::conn::{Conn, end_of_pipe};
 use super::handover::{Dial, Dialled};
+use super::meter::Side;
 use super::relay::READS;
 use super::tell::tell;
 use super::tokens::{CHILD_IN, CHILD_OUT};
@@ -178,6 +179,10 @@ impl Conn {
             }
             moved = true;
             if phase == Phase::SecureBackend && is_secure {
+                if let (Some(metered), Some(agreed)) = (&self.metered, self.backend.as_ref().and_then(Backend::agreed))
+                {
+                    metered.secured(Side::Backend, agreed);
+                }
                 self.session.handle_backend_secured(now);
             }
             if !plaintext.is_empty() {
@@ -191,6 +196,7 @@ impl Conn {
                 break;
             }
             self.write_backend(now);
+            self.notice();
         }
         moved
     }
@@ -217,6 +223,7 @@ impl Conn {
     }
 
     pub(super) fn announce(&mut self, registry: &Registry, now: Instant) -> bool {
+        self.count_octets();
         let Some(client) = self.client.as_mut().filter(|_| self.session.to_client.is_empty()) else { return false };
         let leg = self.setups.as_ref().map(|setups| Leg::accept(&setups.server));
         match leg {
@@ -263,7 +270,11 @@ impl Conn {
         }
         if !leg.is_handshaking() {
             let closed = leg.peer_closed();
+            if let Some(metered) = &self.metered {
+                metered.secured(Side::Client, leg.agreed());
+            }
             self.session.handle_client_secured(now);
+            self.notice();
             // What it has said until now nobody asked for; later it would pass for a reply.
             self.read_backend(now);
             self.hand_plaintext(&early, now);

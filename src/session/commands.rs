@@ -111,15 +111,18 @@ impl Session {
         self.dialogue.lines.consume();
         self.snooper.count();
         self.timers.touch(now);
+        self.starttls.asked += 1;
         if !self.dialogue.lines.is_empty() {
             self.dialogue.end_in_turn(EndReason::Client(ClientEnd::BytesAfterStarttls));
         } else if self.policy.max_starttls.is_some_and(|most| self.failed_starttls >= most) {
             self.dialogue.end_in_turn(EndReason::Client(ClientEnd::Starttls));
         } else if !self.policy.offer_tls {
             self.note_once(Note::NoCertificate);
+            self.starttls.refused += 1;
             self.refuse_tls();
         } else if self.failed_handovers >= limits::HANDOVERS {
             self.note_once(Note::TooManyHandovers);
+            self.starttls.refused += 1;
             self.refuse_tls();
         } else if self.client_eof {
             self.finish(EndReason::Client(ClientEnd::Gone), now);
@@ -207,6 +210,9 @@ impl Session {
     }
 
     pub(super) fn answered(&mut self, asked: Asked, class: u8, now: Instant) {
+        if self.policy.offer_tls && self.dialogue.take_edited() {
+            self.starttls.is_offered = true;
+        }
         if self.dialogue.take_own_starttls() {
             self.note_once(Note::ChildOffersStarttls);
         }

@@ -67,6 +67,7 @@ pub(super) struct Dialogue {
     collecting: bool,
     last: Option<Code>,
     own_starttls: bool,
+    was_edited: bool,
 }
 
 impl Dialogue {
@@ -176,6 +177,11 @@ impl Dialogue {
         core::mem::take(&mut self.own_starttls)
     }
 
+    /// Whether an EHLO reply has been passed on as we want it; asking takes the answer away.
+    pub(super) fn take_edited(&mut self) -> bool {
+        core::mem::take(&mut self.was_edited)
+    }
+
     /// Takes the server's octets up to the end of a line, passes them on to `out` (an EHLO reply edited, as a whole), and
     /// says how many were used and what they meant.
     pub(super) fn hear(&mut self, octets: &[u8], edit: Option<Edit>, out: &mut Buffer) -> (usize, Heard) {
@@ -247,7 +253,8 @@ impl Dialogue {
 
     fn edit(&mut self, edit: Option<Edit>, out: &mut Buffer) {
         if let Some(edit) = edit {
-            self.own_starttls = ehlo::is_all_250(&self.collected) && ehlo::offers(&self.collected, "STARTTLS");
+            self.was_edited = ehlo::is_all_250(&self.collected);
+            self.own_starttls = self.was_edited && ehlo::offers(&self.collected, "STARTTLS");
             ehlo::edit(&self.collected, edit, out.as_mut_vec());
             self.collected.clear();
             self.line_start = 0;

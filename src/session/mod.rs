@@ -74,6 +74,17 @@ pub enum Note {
     TooManyHandovers,
 }
 
+/// What has become of STARTTLS in a session, besides its notes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Starttls {
+    /// The client has seen it offered.
+    pub is_offered: bool,
+    /// How often it was said and had its turn.
+    pub asked: u32,
+    /// How often it was then answered 454 at once: there is no certificate, or it has failed too often.
+    pub refused: u32,
+}
+
 /// One session. See the module's contract.
 #[derive(Debug)]
 pub struct Session {
@@ -94,6 +105,7 @@ pub struct Session {
     failed_starttls: u32,
     /// Commands that were answered 5yz, in plaintext and inside TLS.
     errors: u32,
+    starttls: Starttls,
     client_eof: bool,
     quit_seen: bool,
     /// Octets for the client; inside TLS once `Gate` is reached.
@@ -149,6 +161,7 @@ impl Session {
             failed_handovers: 0,
             failed_starttls: 0,
             errors: 0,
+            starttls: Starttls::default(),
             client_eof: false,
             quit_seen: false,
             to_client: Buffer::default(),
@@ -186,6 +199,18 @@ impl Session {
     #[must_use]
     pub fn recorded(&self) -> u32 {
         self.transcript.recorded()
+    }
+
+    /// What has become of STARTTLS.
+    #[must_use]
+    pub fn starttls_so_far(&self) -> Starttls {
+        self.starttls
+    }
+
+    /// Whether there is a certificate, or somebody else's TLS.
+    #[must_use]
+    pub fn offers_tls(&self) -> bool {
+        self.policy.offer_tls
     }
 
     /// How many octets of the client may be handed over now; 0: do not read it (backpressure).

@@ -106,7 +106,9 @@ impl Session {
         if asked == Asked::Ehlo {
             let mut reply = Vec::new();
             stand_in.learned.say(asked, command::argument(line), stand_in.address, &mut reply);
-            offers = ehlo::is_all_250(&reply) && ehlo::offers(&reply, "STARTTLS");
+            let is_edited = ehlo::is_all_250(&reply);
+            self.starttls.is_offered |= is_edited && self.policy.offer_tls;
+            offers = is_edited && ehlo::offers(&reply, "STARTTLS");
             let edit = Edit { offer_starttls: self.policy.offer_tls, hide_auth: self.policy.require_tls };
             ehlo::edit(&reply, edit, out);
         } else {

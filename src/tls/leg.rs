@@ -245,7 +245,7 @@ impl Leg {
         self.wire.incoming.footprint() + self.wire.outgoing.footprint()
     }
 
-    fn common(&self) -> &CommonState {
+    pub(super) fn common(&self) -> &CommonState {
         match &self.side {
             Side::Server(connection) => connection,
             Side::Client(connection) => connection,

@@ -12,6 +12,7 @@
 //! - a key update, or its answer, may have to be encoded before the next record is encrypted;
 //! - the end of the TCP stream is invisible: see [`Leg::peer_closed`].
 
+mod agreed;
 mod buffer;
 mod certificate;
 mod error;
@@ -24,6 +25,7 @@ mod setup;
 mod tickets;
 mod trust;
 
+pub use agreed::{Agreed, GROUPS, KINDS, SUITES, VERSIONS};
 pub use certificate::{bears_name, check_chain, names, validity};
 pub use error::TlsError;
 pub use identity::{Identity, IdentityError, certificates};

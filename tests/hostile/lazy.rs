@@ -32,7 +32,7 @@ done
 "#;
 
 pub(crate) const GREETING: &str = "printf '220 mx\\r\\n'";
-const CERTAIN: &str = "is started when a client needs it";
+pub(crate) const CERTAIN: &str = "is started when a client needs it";
 
 /// A listener with [`SERVER`], and its folder.
 pub(crate) struct Stage {

@@ -333,7 +333,7 @@ fn descriptors(shape: Shape) -> (Stream, OwnedFd, OwnedFd, u16) {
 
 /// One that nobody else listens on. Not the kernel's choice: a listener's sockets share their port with whoever asks (SO_REUSEPORT),
 /// and it may choose one twice.
-fn free_address() -> SocketAddr {
+pub(crate) fn free_address() -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let [high, low] = NEXT.fetch_add(1, Ordering::Relaxed).to_be_bytes();
     let port = 10_000 + std::process::id() % 20_000;
