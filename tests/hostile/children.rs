@@ -291,3 +291,37 @@ fn a_child_that_reads_no_more_is_not_kept_and_nobody_waits_for_it() {
     assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
     assert!(door.said().contains("it takes nothing more"), "{}", door.said());
 }
+
+/// What refuses RSET, and what the log says of it, once.
+#[test]
+fn a_child_that_is_not_kept_is_a_454_and_one_line_that_names_the_way_and_the_step() {
+    let ends: [(&str, &str); 5] = [
+        ("550 5.5.1 No\r\n", "550 5.5.1 No"),
+        ("451 4.3.0 Later\r\n", "451 4.3.0 Later"),
+        ("354 Go on\r\n", "354 Go on"),
+        ("", "time-out"),
+        ("dies", "the backend closed"),
+    ];
+    let cases: Vec<_> = [Way::Keep, Way::UcspiTls].iter().flat_map(|&way| ends.map(|end| (way, end))).collect();
+    all_of(&cases, |&(way, (answer, why))| {
+        let tls_server = way.is_ucspi_tls().then_some("serve");
+        let options = ["--replay-timeout", "2"];
+        let start = Start { options: &options, way, tls_server, ..Start::default() };
+        let mut standing = Standing::at(At::Snoop, &start);
+        standing.door.client.as_mut().unwrap().send(b"STARTTLS\r\n");
+        standing.child.get(b"RSET\r\n").unwrap();
+        match answer {
+            "dies" => standing.child.exit(0),
+            answer => standing.child.send(answer.as_bytes()),
+        }
+        standing.door.client.as_mut().unwrap().get(b"454 4.7.0 TLS not available\r\n").unwrap();
+        let said = standing.door.said();
+        let lines: Vec<&str> = said.lines().filter(|line| line.contains(&format!("way {way}, "))).collect();
+        let [line] = lines[..] else { panic!("{lines:?}: {said}") };
+        assert!(
+            line.contains(&format!("STARTTLS answered 454: way {way}, replay failed: ")) && line.contains(why),
+            "{line}"
+        );
+        standing.close();
+    });
+}

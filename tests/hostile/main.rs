@@ -12,6 +12,7 @@ mod check;
 mod children;
 mod clients;
 mod faults;
+mod header;
 mod lazy;
 mod limits;
 mod listener;

@@ -7,34 +7,26 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use starttls_wrapper::session::Way;
-use tempfile::TempDir;
 
 use crate::child::Child;
-use crate::door::{Door, Start, certificate, tls_client};
+use crate::door::{Door, Start, tls_client};
 use crate::steps::{all_of, greet};
 use crate::stream::wait_until;
 use crate::wire::{End, PATIENCE};
 
 /// The program under the server in this mode, its child, and the process of the server.
-fn under_server(mode: &str, way: Way) -> (Door, Child, Option<String>, TempDir) {
+fn under_server(mode: &str, way: Way) -> (Door, Child, Option<String>) {
     with_options(mode, way, &[])
 }
 
-fn with_options(mode: &str, way: Way, options: &[&str]) -> (Door, Child, Option<String>, TempDir) {
-    let folder = TempDir::new().unwrap();
-    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    fs::write(path("cert.pem"), &certificate().certificate_pem).unwrap();
-    fs::write(path("key.pem"), &certificate().key_pem).unwrap();
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hostile/ucspi_tls_server.py");
-    let (cert, key) = (path("cert.pem"), path("key.pem"));
-    let through = ["/usr/bin/python3", "-I", script, mode, &cert, &key];
-    let door = Door::open(&Start { way, options, through: &through, ..Start::default() });
+fn with_options(mode: &str, way: Way, options: &[&str]) -> (Door, Child, Option<String>) {
+    let door = Door::open(&Start { way, options, tls_server: Some(mode), ..Start::default() });
     let child = Child::accept(&door.puppets).unwrap_or_else(|why| panic!("{why}: {}", door.said()));
     let pid = door.pid().as_raw_nonzero();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     let of_server = |child: &&str| fs::read_to_string(format!("/proc/{child}/comm")).unwrap().starts_with("python");
     let server = children.split_whitespace().find(of_server).map(str::to_owned);
-    (door, child, server, folder)
+    (door, child, server)
 }
 
 fn is_gone(pid: &str) -> bool {
@@ -53,7 +45,7 @@ fn promise(door: &mut Door, child: &mut Child) {
 
 #[test]
 fn the_child_goes_on_behind_the_servers_tls() {
-    let (mut door, mut child, server, _folder) = under_server("serve", Way::UcspiTls);
+    let (mut door, mut child, server) = under_server("serve", Way::UcspiTls);
     assert_eq!(child.report.fds, "0 1 2");
     assert!(!child.report.environment.iter().any(|variable| variable.starts_with("SSL")), "{:?}", child.report);
     promise(&mut door, &mut child);
@@ -78,7 +70,7 @@ fn the_child_goes_on_behind_the_servers_tls() {
 
 #[test]
 fn a_fresh_child_is_told_what_the_server_tells() {
-    let (mut door, mut child, server, _folder) = under_server("serve", Way::UcspiRespawn);
+    let (mut door, mut child, server) = under_server("serve", Way::UcspiRespawn);
     greet(&mut door, &mut child).unwrap();
     let client = door.client.as_mut().unwrap();
     client.send(b"STARTTLS\r\n");
@@ -111,7 +103,7 @@ fn a_fresh_child_is_told_what_the_server_tells() {
 #[test]
 fn a_server_that_is_not_needed_ends_and_is_reaped_while_the_session_goes_on() {
     for way in [Way::UcspiTls, Way::UcspiRespawn] {
-        let (mut door, mut child, server, _folder) = under_server("serve", way);
+        let (mut door, mut child, server) = under_server("serve", way);
         greet(&mut door, &mut child).unwrap();
         let client = door.client.as_mut().unwrap();
         client.send(b"MAIL FROM:<>\r\n");
@@ -129,7 +121,7 @@ fn a_server_that_is_not_needed_ends_and_is_reaped_while_the_session_goes_on() {
 #[test]
 fn a_server_that_is_gone_before_the_220_is_a_454() {
     for way in [Way::UcspiTls, Way::UcspiRespawn] {
-        let (mut door, mut child, _, _folder) = under_server("dead", way);
+        let (mut door, mut child, _) = under_server("dead", way);
         greet(&mut door, &mut child).unwrap();
         let client = door.client.as_mut().unwrap();
         client.send(b"STARTTLS\r\nNOOP\r\n");
@@ -139,7 +131,7 @@ fn a_server_that_is_gone_before_the_220_is_a_454() {
         child.exit(0);
         assert_eq!(door.code(), 1);
 
-        let (mut door, mut child, _, _folder) = under_server("dead", way);
+        let (mut door, mut child, _) = under_server("dead", way);
         greet(&mut door, &mut child).unwrap();
         let client = door.client.as_mut().unwrap();
         client.send(b"STARTTLS\r\n");
@@ -158,7 +150,7 @@ fn a_server_that_is_gone_before_the_220_is_a_454() {
 
 #[test]
 fn a_server_that_gives_up_behind_the_220_is_98_and_nothing_in_clear() {
-    let (mut door, mut child, server, _folder) = under_server("gives-up", Way::UcspiTls);
+    let (mut door, mut child, server) = under_server("gives-up", Way::UcspiTls);
     promise(&mut door, &mut child);
     let client = door.client.as_mut().unwrap();
     assert_eq!(client.rest().unwrap().0, b"");
@@ -174,7 +166,7 @@ fn a_server_that_gives_up_behind_the_220_is_98_and_nothing_in_clear() {
 fn a_client_silent_behind_the_220_is_cut_off() {
     all_of(&["time-out", "SIGTERM"], |&how| {
         let options = ["--handshake-timeout", if how == "SIGTERM" { "1000" } else { "1" }];
-        let (mut door, mut child, server, _folder) = with_options("apart", Way::UcspiTls, &options);
+        let (mut door, mut child, server) = with_options("apart", Way::UcspiTls, &options);
         assert_eq!(server, None);
         promise(&mut door, &mut child);
         if how == "SIGTERM" {
@@ -189,8 +181,8 @@ fn a_client_silent_behind_the_220_is_cut_off() {
 }
 
 /// Inside TLS, behind EHLO.
-fn relay(options: &[&str]) -> (Door, Child, String, TempDir) {
-    let (mut door, mut child, server, folder) = with_options("serve", Way::UcspiTls, options);
+fn relay(options: &[&str]) -> (Door, Child, String) {
+    let (mut door, mut child, server) = with_options("serve", Way::UcspiTls, options);
     promise(&mut door, &mut child);
     let client = door.client.as_mut().unwrap();
     client.secure(tls_client()).unwrap();
@@ -198,7 +190,7 @@ fn relay(options: &[&str]) -> (Door, Child, String, TempDir) {
     child.get(b"EHLO client.example\r\n").unwrap();
     child.send(b"250 mail.example\r\n");
     client.get(b"250 mail.example\r\n").unwrap();
-    (door, child, server.unwrap(), folder)
+    (door, child, server.unwrap())
 }
 
 fn signal(pid: &str, signal: Signal) {
@@ -208,7 +200,7 @@ fn signal(pid: &str, signal: Signal) {
 /// As it is while a client reads slowly: the child's farewell has nothing to do with it.
 #[test]
 fn a_server_that_takes_its_time_may_say_what_is_owed() {
-    let (mut door, mut child, server, _folder) = relay(&["--farewell-timeout", "1"]);
+    let (mut door, mut child, server) = relay(&["--farewell-timeout", "1"]);
     signal(&server, Signal::STOP);
     child.send(b"221 Bye\r\n");
     child.exit(0);
@@ -226,7 +218,7 @@ fn a_server_that_takes_its_time_may_say_what_is_owed() {
 /// It waits for a close_notify that never comes.
 #[test]
 fn a_server_whose_client_never_closes_is_not_left_behind() {
-    let (mut door, mut child, server, _folder) = relay(&["--relay-timeout", "1"]);
+    let (mut door, mut child, server) = relay(&["--relay-timeout", "1"]);
     assert_eq!(child.rest().unwrap(), b"");
     child.exit(0);
     assert_eq!(door.code(), 99);
@@ -235,7 +227,7 @@ fn a_server_whose_client_never_closes_is_not_left_behind() {
 
 #[test]
 fn a_server_that_tells_nothing_has_done_tls_all_the_same() {
-    let (mut door, mut child, _, _folder) = under_server("secretive", Way::UcspiTls);
+    let (mut door, mut child, _) = under_server("secretive", Way::UcspiTls);
     promise(&mut door, &mut child);
     let client = door.client.as_mut().unwrap();
     client.secure(tls_client()).unwrap();
@@ -247,7 +239,7 @@ fn a_server_that_tells_nothing_has_done_tls_all_the_same() {
 
 #[test]
 fn what_a_lying_server_tells_gives_a_fresh_child_no_orders() {
-    let (mut door, mut child, _, _folder) = under_server("liar", Way::UcspiRespawn);
+    let (mut door, mut child, _) = under_server("liar", Way::UcspiRespawn);
     greet(&mut door, &mut child).unwrap();
     let client = door.client.as_mut().unwrap();
     client.send(b"STARTTLS\r\n");
@@ -266,7 +258,7 @@ fn what_a_lying_server_tells_gives_a_fresh_child_no_orders() {
 
 #[test]
 fn a_server_that_never_stops_telling_is_98_and_not_remembered() {
-    let (mut door, mut child, _, _folder) = under_server("flooder", Way::UcspiTls);
+    let (mut door, mut child, _) = under_server("flooder", Way::UcspiTls);
     let before = door.memory("VmHWM");
     promise(&mut door, &mut child);
     let client = door.client.as_mut().unwrap();
@@ -280,7 +272,7 @@ fn a_server_that_never_stops_telling_is_98_and_not_remembered() {
 
 #[test]
 fn garbage_where_tls_is_due_is_98() {
-    let (mut door, mut child, server, _folder) = under_server("serve", Way::UcspiTls);
+    let (mut door, mut child, server) = under_server("serve", Way::UcspiTls);
     promise(&mut door, &mut child);
     let client = door.client.as_mut().unwrap();
     client.send(b"EHLO client.example\r\n");
@@ -303,7 +295,7 @@ fn without_a_server_it_is_a_usage_error() {
 
 #[test]
 fn a_client_that_resets_behind_the_220_leaves_nothing_behind() {
-    let (mut door, mut child, server, _folder) = under_server("serve", Way::UcspiTls);
+    let (mut door, mut child, server) = under_server("serve", Way::UcspiTls);
     promise(&mut door, &mut child);
     door.client.take().unwrap().reset();
     assert_eq!(child.rest().unwrap(), b"");

@@ -11,7 +11,6 @@ begin); secretive (it tells nothing); liar (it tells what nobody may be told); f
 import os
 import select
 import socket
-import ssl
 import sys
 
 mode, certificate, key, *prog = sys.argv[1:]
@@ -42,6 +41,8 @@ command = ours.recv(1)
 if not command or mode == "gives-up":
     os._exit(0)
 assert command in b"yY", command
+import ssl  # noqa: E402 (half of what it takes to start, and most sessions of the tests come to no TLS)
+
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain(certificate, key)
 # The clients of these tests keep what they get, and would offer it to others.

@@ -63,16 +63,53 @@ pub(crate) fn swaks_if_tls(stage: &Stage, at: SocketAddrV4, letter: &[u8]) -> St
 
 #[track_caller]
 pub(crate) fn swaks(stage: &Stage, at: SocketAddrV4, mode: Mode, identity: &Identity, letter: &[u8]) {
+    if mode != Mode::Clear {
+        swaks_by_tls(stage, at, mode, identity, letter);
+        return;
+    }
+    let output = swaks_with(stage, at, &[], letter);
+    assert!(!output.contains("TLS started"), "{output}");
+    assert_eq!(output.matches("STARTTLS").count(), 1, "offered once:\n{output}");
+}
+
+/// What it says of the dialogue.
+#[track_caller]
+pub(crate) fn swaks_by_tls(stage: &Stage, at: SocketAddrV4, mode: Mode, identity: &Identity, letter: &[u8]) -> String {
+    let output = swaks_in_tls(stage, at, &["--tls"], mode, identity, letter);
+    assert_eq!(output.matches("STARTTLS").count(), 2, "offered once, before TLS only:\n{output}");
+    output
+}
+
+/// The same by TLS from the first octet, 1.2.
+#[track_caller]
+pub(crate) fn swaks_by_implicit_tls(stage: &Stage, at: SocketAddrV4, identity: &Identity, letter: &[u8]) -> String {
+    swaks_in_tls(stage, at, &["--tls-on-connect"], Mode::Tls12, identity, letter)
+}
+
+fn swaks_in_tls(
+    stage: &Stage,
+    at: SocketAddrV4,
+    how: &[&str],
+    mode: Mode,
+    identity: &Identity,
+    letter: &[u8],
+) -> String {
     let ca = identity.certificate.to_string_lossy();
     let protocol = mode.version().to_lowercase().replace('.', "_");
-    let options =
-        ["--tls", "--tls-protocol", &protocol, "--tls-verify", "--tls-ca-path", &ca, "--tls-sni", "localhost"];
-    let output = swaks_with(stage, at, if mode == Mode::Clear { &[] } else { &options }, letter);
+    let options = ["--tls-protocol", &protocol, "--tls-verify", "--tls-ca-path", &ca, "--tls-sni", "localhost"];
+    let output = swaks_with(stage, at, &[how, &options].concat(), letter);
     let started = format!("TLS started with cipher {}", mode.version());
-    assert_eq!(output.contains("TLS started"), mode != Mode::Clear, "{output}");
-    assert!(mode == Mode::Clear || output.contains(&started), "{output}");
-    let shown = output.matches("STARTTLS").count();
-    assert_eq!(shown, if mode == Mode::Clear { 1 } else { 2 }, "offered once, before TLS only:\n{output}");
+    assert!(output.contains(&started), "{output}");
+    output
+}
+
+/// Fails if anything is said inside TLS before the client speaks, or anything but HELO opens the gate there.
+#[track_caller]
+pub(crate) fn silent_tls(stage: &Stage, at: SocketAddrV4) {
+    let mut command = stage.command(["/usr/bin/python3", "-I"]);
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/real/silent_tls.py"));
+    command.arg(at.ip().to_string()).arg(at.port().to_string());
+    stage.run(&mut command, b"").succeeded("silent_tls.py");
 }
 
 #[track_caller]

@@ -17,6 +17,7 @@ mod jail;
 mod letter;
 mod listener;
 mod load;
+mod mute;
 mod privileges;
 mod proxy;
 mod readme;

@@ -22,13 +22,14 @@ const HEADERS: [(&str, &[&str]); 3] = [
 ];
 
 /// The UCSPI server's variables: the client's end and ours.
-type Ends = [(&'static str, &'static str); 2];
+pub(crate) type Ends = [(&'static str, &'static str); 2];
 
-const OUTSIDE: Ends = [("192.0.2.7", "4711"), ("192.0.2.25", "25")];
+/// A client from elsewhere that has dialled port 25.
+pub(crate) const OUTSIDE: Ends = [("192.0.2.7", "4711"), ("192.0.2.25", "25")];
 
 /// A wrapper before mailfront, its client being one with these ends.
 #[track_caller]
-fn front(stage: &Stage, name: &str, ends: Ends, wrapper: Vec<OsString>, queue: &Queue) -> SocketAddrV4 {
+pub(crate) fn front(stage: &Stage, name: &str, ends: Ends, wrapper: Vec<OsString>, queue: &Queue) -> SocketAddrV4 {
     let [(client, client_port), (local, local_port)] = ends;
     let variables = [("REMOTEIP", client), ("REMOTEPORT", client_port), ("LOCALIP", local), ("LOCALPORT", local_port)];
     let variables = variables.map(|(name, value)| format!("TCP{name}={value}").into());

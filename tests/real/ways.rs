@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::net::SocketAddrV4;
 
 use crate::backends::{stunnel_before, tlswrapper};
-use crate::clients::{Mode, curl, openssl, swaks};
+use crate::clients::{Mode, curl, openssl, silent_tls, swaks};
 use crate::front::{Identity, MAILFRONT, sessions_ended_well, tcpserver, wrapper_by};
 use crate::letter::{Queue, letter, long_letter};
 use crate::proxy::haproxy;
@@ -174,9 +174,6 @@ fn each_way_is_silent_inside_tls_until_the_client_speaks() {
     for way in &WAYS {
         let stage = Stage::new();
         let (_identity, at, _behind, _child) = front(&stage, way);
-        let mut command = stage.command(["/usr/bin/python3", "-I"]);
-        command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/real/silent_tls.py"));
-        command.arg(at.ip().to_string()).arg(at.port().to_string());
-        stage.run(&mut command, b"").succeeded("silent_tls.py");
+        silent_tls(&stage, at);
     }
 }

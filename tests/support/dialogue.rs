@@ -96,6 +96,8 @@ pub(crate) struct Dialogue {
     pub(crate) options: Vec<String>,
     /// Whether a certificate is configured.
     pub(crate) certificate: bool,
+    /// What STARTTLS_REPLAY says: for the way `mute`.
+    pub(crate) told: String,
     pub(crate) doors: Doors,
     /// Whether the outcome depends on what comes together, so that no segment may be cut.
     pub(crate) whole: bool,
@@ -112,6 +114,7 @@ impl Dialogue {
             way: Way::Tls,
             options: Vec::new(),
             certificate: true,
+            told: String::new(),
             doors: Doors::All,
             whole: false,
             steps: Vec::new(),

@@ -1,6 +1,7 @@
 //! The program as a UCSPI child: started with one TCP socket as fds 0 and 1, as tcpserver does, or with another shape of
 //! client; a puppet as PROG and a backend on 127.0.0.1; and a dialogue played against it.
 
+use std::ffi::OsString;
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -87,10 +88,12 @@ pub(crate) struct Start<'a> {
     pub(crate) keep: bool,
     /// Whom the program runs as, where that is somebody else.
     pub(crate) uid: Option<u32>,
-    /// HOST: the backend listens on 127.0.0.1.
+    /// HOST: the backend listens on 127.0.0.1. `unix:PATH` is the test's own.
     pub(crate) host: &'a str,
     /// `--way`.
     pub(crate) way: Way,
+    /// The UCSPI-TLS server that it runs under, in this mode (`tests/hostile/ucspi_tls_server.py`).
+    pub(crate) tls_server: Option<&'a str>,
     /// Whether it gets `--trusted-loopback`, where it can: HOST is on loopback, of which it would warn.
     pub(crate) trusted: bool,
 }
@@ -109,6 +112,7 @@ impl Start<'_> {
         uid: None,
         host: "127.0.0.1",
         way: Way::Tls,
+        tls_server: None,
         trusted: true,
     };
 }
@@ -146,14 +150,19 @@ impl Door {
             fs::copy(&program, path("program")).unwrap();
             program = path("program");
         }
-        let mut command = match start.through {
-            [] => Command::new(&program),
-            [first, rest @ ..] => {
-                let mut command = Command::new(first);
-                command.args(rest).arg(&program);
-                command
-            }
-        };
+        if start.certificate && (start.way.ends_tls() || start.tls_server.is_some()) {
+            fs::write(path("cert.pem"), &certificate.certificate_pem).unwrap();
+            fs::write(path("key.pem"), &certificate.key_pem).unwrap();
+        }
+        let mut words: Vec<OsString> = start.through.iter().map(Into::into).collect();
+        if let Some(mode) = start.tls_server {
+            const SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hostile/ucspi_tls_server.py");
+            words.extend(["/usr/bin/python3", "-I", SERVER, mode].map(Into::into));
+            words.extend([path("cert.pem").into(), path("key.pem").into()]);
+        }
+        words.push(program.into());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
         if let Some(uid) = start.uid {
             command.uid(uid).gid(uid);
         }
@@ -169,8 +178,6 @@ impl Door {
             }
         }
         if start.certificate && start.way.ends_tls() {
-            fs::write(path("cert.pem"), &certificate.certificate_pem).unwrap();
-            fs::write(path("key.pem"), &certificate.key_pem).unwrap();
             command.arg("--cert").arg(path("cert.pem")).arg("--key").arg(path("key.pem"));
         }
         command.args(way_options(start.way));
@@ -178,7 +185,10 @@ impl Door {
             command.arg("--trusted-loopback");
         }
         if start.way.dials() {
-            command.args([start.host, &backend.port().to_string()]);
+            command.arg(start.host);
+        }
+        if start.way.dials() && !start.host.starts_with("unix:") {
+            command.arg(backend.port().to_string());
         }
         match start.program {
             Some(program) => command.args(program),
@@ -430,8 +440,16 @@ pub(crate) fn play(dialogue: &Dialogue, shape: Shape) -> Result<(), String> {
     // A dialogue's SIGTERM is that of a UCSPI child, which waits for nobody.
     let drain: &[&str] = if shape == Shape::Listener { &["--drain", "0"] } else { &[] };
     let options: Vec<&str> = dialogue.options.iter().map(String::as_str).chain(drain.iter().copied()).collect();
-    let start =
-        Start { options: &options, certificate: dialogue.certificate, way: dialogue.way, shape, ..Start::default() };
+    let told = [("STARTTLS_REPLAY", dialogue.told.as_str())];
+    let start = Start {
+        options: &options,
+        certificate: dialogue.certificate,
+        environment: &told[..usize::from(!dialogue.told.is_empty())],
+        way: dialogue.way,
+        tls_server: dialogue.way.is_ucspi_tls().then_some("serve"),
+        shape,
+        ..Start::default()
+    };
     let mut door = Door::open(&start);
     let refused = dialogue.steps.iter().any(|s| s.deed == Deed::Backend(crate::dialogue::Backend::Refused));
     if !refused {
@@ -459,7 +477,7 @@ pub(crate) fn perform(
 ) -> Result<(), String> {
     let child = child.ok_or("there is no child");
     let step = &dialogue.steps[at];
-    let respawns = dialogue.way == Way::Respawn;
+    let respawns = dialogue.way.respawns();
     let gone = || "the client is gone already".to_owned();
     match &step.deed {
         Deed::Sends(Side::Client, octets) => door.client.as_mut().ok_or_else(gone)?.send(octets),

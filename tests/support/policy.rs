@@ -17,10 +17,10 @@ pub(crate) fn way_options(way: Way) -> Vec<&'static str> {
 
 /// The error names the file, and what is wrong with its options.
 pub(crate) fn policy(dialogue: &Dialogue) -> Result<Policy, String> {
-    policy_of(dialogue, "")
+    policy_of(dialogue, &dialogue.told)
 }
 
-/// The same, with `STARTTLS_REPLAY` set to this.
+/// The same, with `STARTTLS_REPLAY` set to this and nothing else.
 pub(crate) fn policy_of(dialogue: &Dialogue, replay: &str) -> Result<Policy, String> {
     let mut words = dialogue.options.clone();
     if dialogue.certificate && dialogue.way.ends_tls() {

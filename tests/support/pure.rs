@@ -131,7 +131,12 @@ impl Owner {
 
     /// Who goes on behind TLS.
     fn behind(&self) -> Side {
-        if self.way == Way::Keep { Side::Child } else { Side::Backend }
+        if self.is_by_child() { Side::Child } else { Side::Backend }
+    }
+
+    /// Whether that is the child that was there from the start.
+    fn is_by_child(&self) -> bool {
+        self.way.keeps() || self.way == Way::Mute
     }
 
     fn peer(&mut self, side: Side) -> &mut Peer {
@@ -310,7 +315,7 @@ impl Owner {
 
     fn take_server(&mut self) -> bool {
         let phase = self.session.phase();
-        let is_kept = self.way == Way::Keep && phase != Phase::Close;
+        let is_kept = self.is_by_child() && phase != Phase::Close;
         if !is_kept && matches!(phase, Phase::Announce | Phase::SecureClient | Phase::Gate | Phase::Close) {
             // Dismissed: nothing of it counts.
             self.child.waiting.clear();
@@ -386,7 +391,7 @@ impl Owner {
             Phase::Commit => self.session.handle_quiet(self.now),
             Phase::Announce => {
                 self.session.handle_announced(self.now);
-                if self.way != Way::Keep {
+                if !self.is_by_child() {
                     self.dismiss(true);
                 }
             }
@@ -427,17 +432,18 @@ impl Owner {
         // A child that was to go on behind TLS is just closed.
         let lost_step = reason == Some(EndReason::Child(ChildEnd::LostStep));
         let was_reached = !matches!(self.session.ended_in(), Phase::Snoop | Phase::Dial);
-        let was_behind = lost_step || self.way == Way::Keep && was_reached;
+        let was_behind = lost_step || self.is_by_child() && was_reached;
         self.dismiss(!self.relayed && !was_behind);
         let announced = !self.relayed && reason.as_ref().is_some_and(|r| r.farewell().is_some());
-        let whole = !self.inside_tls || announced || reason == Some(EndReason::Over);
+        // What a TLS server says of the end is always the same.
+        let whole = !self.inside_tls || self.way.is_ucspi_tls() || announced || reason == Some(EndReason::Over);
         if self.client.ended == Ended::No && !self.client_reset {
             self.client.ended = if whole { Ended::Clean } else { Ended::Cut };
         }
         if self.backend.ended == Ended::No {
             // A pipe has but one end.
             let is_over = matches!(reason, Some(EndReason::Over | EndReason::Client(ClientEnd::Gone)));
-            let is_clean = is_over || self.way == Way::Respawn;
+            let is_clean = is_over || self.way.respawns();
             self.backend.ended = if is_clean { Ended::Clean } else { Ended::Cut };
         }
     }

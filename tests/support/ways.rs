@@ -17,7 +17,7 @@ impl Count {
     /// How many dialogues the way has a part in, of those that were found.
     fn of(dialogues: &[Dialogue]) -> Self {
         let times = |way: Way| dialogues.iter().filter(|dialogue| dialogue.way == way).count();
-        Self(Way::ALL.into_iter().map(|way| (way.name(), times(way))).collect())
+        Self(Way::EVERY.into_iter().map(|way| (way.name(), times(way))).collect())
     }
 }
 
@@ -31,12 +31,18 @@ impl fmt::Display for Count {
 /// Each of `dialogues` through every way that it applies to, and how many these are.
 pub(crate) fn all(dialogues: &[Dialogue]) -> (Vec<Dialogue>, Count) {
     let through = |way: Way| dialogues.iter().filter_map(move |dialogue| through(way, dialogue));
-    let all: Vec<Dialogue> = Way::ALL.into_iter().flat_map(through).collect();
+    let all: Vec<Dialogue> = Way::EVERY.into_iter().flat_map(through).collect();
     let count = Count::of(&all);
     (all, count)
 }
 
 fn through(way: Way, dialogue: &Dialogue) -> Option<Dialogue> {
+    match way {
+        Way::UcspiTls => return in_their_tls(Dialogue { way, ..through(Way::Keep, dialogue)? }),
+        Way::UcspiRespawn => return in_their_tls(Dialogue { way, ..through(Way::Respawn, dialogue)? }),
+        Way::Mute => return muted(dialogue),
+        _ => {}
+    }
     let has_option = |name: &str| dialogue.options.iter().any(|option| option.starts_with(name));
     let is_in_the_clear = || {
         let is_tls = |deed: &Deed| matches!(deed, Deed::Backend(what) if !in_the_clear(*what));
@@ -70,7 +76,7 @@ fn through(way: Way, dialogue: &Dialogue) -> Option<Dialogue> {
             let exit = dialogue.exit.filter(|_| is_over);
             return Some(Dialogue { way, steps: steps?, exit, ..dialogue.clone() });
         }
-        Way::UcspiTls | Way::UcspiRespawn | Way::Mute => None,
+        Way::UcspiTls | Way::UcspiRespawn | Way::Mute => None, // said above
     };
     Some(Dialogue { way, steps: steps?, ..dialogue.clone() })
 }
@@ -125,6 +131,61 @@ fn late(steps: &[Step]) -> Option<Vec<Step>> {
         steps.splice(secured + 1..secured + 1, later);
     }
     Some(steps)
+}
+
+/// The client's TLS is a UCSPI-TLS server's, and so are its alerts and what is said of its end. `None`: the dialogue is about those, or
+/// about a certificate of ours.
+fn in_their_tls(mut dialogue: Dialogue) -> Option<Dialogue> {
+    let is_alert = |step: &Step| step.deed == Deed::ClientSeesAlert;
+    if !dialogue.certificate || dialogue.steps.iter().any(is_alert) {
+        return None;
+    }
+    let secured = dialogue.steps.iter().position(|step| step.deed == Deed::ClientTls).unwrap_or(dialogue.steps.len());
+    for step in &mut dialogue.steps[secured..] {
+        if step.deed == Deed::SeesAbort(Side::Client) {
+            step.deed = Deed::SeesEnd(Side::Client);
+        }
+    }
+    if dialogue.steps[secured..].iter().any(|step| step.deed == Deed::ClientResets) {
+        // To us it has ended.
+        dialogue.exit = None;
+    }
+    Some(dialogue)
+}
+
+/// `--mute`: behind somebody's TLS, from where the server behind it greets. The client has been in the clear with another, and what
+/// that one would have replayed is told. `None`: the dialogue is about what is before, or about more than a child can do.
+fn muted(dialogue: &Dialogue) -> Option<Dialogue> {
+    let (steps, replayed) = match dialogue.way {
+        Way::Tls => {
+            let (asked, ready) = handover(&dialogue.steps)?;
+            let is_asked = |step: &&Step| matches!(step.deed, Deed::Gets(Side::Backend, _));
+            (late(&dialogue.steps)?, dialogue.steps[asked..ready].iter().filter(is_asked).count())
+        }
+        Way::Respawn => (dialogue.steps.clone(), 1),
+        _ => return None,
+    };
+    let options = dialogue.options.split_first_chunk::<2>().filter(|([name, _], _)| name == "--replay");
+    let options = options.map_or(&dialogue.options[..], |(_, others)| others);
+    let secured = steps.iter().position(|step| step.deed == Deed::ClientTls)?;
+    let behind = &steps[secured + 1..];
+    if !options.is_empty() || behind.iter().any(|step| matches!(step.deed, Deed::Sends(Side::Child, _))) {
+        return None;
+    }
+    let asked = behind.iter().filter_map(|step| match &step.deed {
+        Deed::Gets(Side::Backend, octets) => Some(String::from_utf8_lossy(octets)),
+        _ => None,
+    });
+    let told = asked.take(replayed).collect();
+    let steps = behind.iter().filter_map(|step| {
+        let deed = match by_the_child(&step.deed)? {
+            // There is no TLS of ours to abort.
+            Deed::SeesAbort(Side::Client) => Deed::SeesEnd(Side::Client),
+            deed => deed,
+        };
+        Some(Step { line: step.line, deed })
+    });
+    Some(Dialogue { way: Way::Mute, options: Vec::new(), told, steps: steps.collect(), ..dialogue.clone() })
 }
 
 /// HOST is only dialled: up to the 220 and the child's dismissal.
