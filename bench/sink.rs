@@ -3,7 +3,8 @@
 //! `bench-sink` serves one session on descriptors 0 and 1, reading the socket or pipe itself in blocks of 64 KiB.
 //! `bench-sink --tls CERT KEY` listens on a port of 127.0.0.1, prints it, and serves sessions by TLS from the first octet, each
 //! in a thread, until it is killed.
-//! With `--silent` at the end either greets nobody, as a server behind `starttls-wrapper --mute`.
+//! With `--silent` at the end either greets nobody, as a server behind `starttls-wrapper --mute`; with `--records` before that, the first
+//! writes at most what a TLS record is on the wire, as the second does.
 //! A letter is not parsed: its end is CR LF . CR LF at the end of a read, so nothing may be pipelined behind it.
 //!
 //! Two commands are the bench's own, for what SMTP has no command for:
@@ -25,20 +26,24 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 /// Octets asked for in one read.
 const BLOCK: usize = 64 * 1024;
 
+/// A full record of TLS 1.3 on the wire: 16 KiB, its header, its type, its tag.
+const RECORD: usize = 16 * 1024 + 5 + 1 + 16;
+
 const END: [u8; 5] = *b"\r\n.\r\n";
 
 fn main() -> io::Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let mut words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let greeting = if words.pop_if(|word| *word == "--silent").is_some() { "" } else { "220 sink ESMTP\r\n" };
+    let most = if words.pop_if(|word| *word == "--records").is_some() { RECORD } else { usize::MAX };
     match words[..] {
         [] => {
             let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
             let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-            serve(Ends { input, output }, greeting)
+            serve(Ends { input, output, most }, greeting)
         }
         ["--tls", cert, key] => listen(cert, key, greeting),
-        _ => Err(io::Error::other("usage: bench-sink [--tls CERT KEY] [--silent]")),
+        _ => Err(io::Error::other("usage: bench-sink [--tls CERT KEY | --records] [--silent]")),
     }
 }
 
@@ -66,7 +71,7 @@ fn listen(cert: &str, key: &str, greeting: &'static str) -> io::Result<()> {
 fn over_tls(socket: TcpStream, config: Arc<ServerConfig>, greeting: &str) -> io::Result<()> {
     socket.set_nodelay(true)?;
     // rustls asks for 4 KiB at a time; the buffer makes large reads of them. One descriptor: there may be ten thousand sessions.
-    let ends = Ends { input: BufReader::with_capacity(4 * BLOCK, &socket), output: &socket };
+    let ends = Ends { input: BufReader::with_capacity(4 * BLOCK, &socket), output: &socket, most: usize::MAX };
     let connection = ServerConnection::new(config).map_err(io::Error::other)?;
     let mut stream = StreamOwned::new(connection, ends);
     let served = serve(&mut stream, greeting);
@@ -75,10 +80,11 @@ fn over_tls(socket: TcpStream, config: Arc<ServerConfig>, greeting: &str) -> io:
     served
 }
 
-/// Two descriptors as one stream.
+/// Two descriptors as one stream, and how much goes into a write.
 struct Ends<R, W> {
     input: R,
     output: W,
+    most: usize,
 }
 
 impl<R: Read, W> Read for Ends<R, W> {
@@ -89,7 +95,7 @@ impl<R: Read, W> Read for Ends<R, W> {
 
 impl<R, W: Write> Write for Ends<R, W> {
     fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
-        self.output.write(octets)
+        self.output.write(&octets[..octets.len().min(self.most)])
     }
     fn flush(&mut self) -> io::Result<()> {
         self.output.flush()

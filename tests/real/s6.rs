@@ -12,6 +12,7 @@ use crate::backends::stunnel;
 use crate::clients::{Mode, openssl_to, swaks};
 use crate::front::{Identity, MAILFRONT, s6, sessions_ended_well, wrapper};
 use crate::letter::{Queue, letter, pipelined_session};
+use crate::mute::mutes_who_dialled_25;
 use crate::privileges::QmailHome;
 use crate::readme;
 use crate::stage::{PATIENCE, Stage};
@@ -96,4 +97,13 @@ fn a_client_over_ipv6_is_served_in_clear_and_through_tls() {
     sessions_ended_well(&stage);
     let log = stage.log("front");
     assert_eq!(log.matches("client=[::1]:").count(), 2, "{log}");
+}
+
+/// It reads the header before tlswrapper ends the client's TLS, and knows both versions.
+#[test]
+#[ignore = "proxy-server is not in Debian: scripts/s6-tcpserver"]
+fn proxy_server_reads_the_header_and_the_greeting_is_swallowed() {
+    for version in ["v1", "v2"] {
+        mutes_who_dialled_25(version, &[programs().join("proxy-server").into()], &[]);
+    }
 }

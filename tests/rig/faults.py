@@ -31,7 +31,7 @@ import session
 import signals
 from session import Session, check_letters
 from stage import MAILFRONT, Broken, Stage, children_of, described, expect, limit, wait_for
-from ways import WAYS
+from ways import MUTE, WAYS
 
 ERRORS = ["EINTR", "EAGAIN", "EMFILE", "ENOMEM", "EPIPE", "ECONNRESET", "EIO"]
 MOST = 20
@@ -53,7 +53,7 @@ class Ground:
 
     def modes(self):
         """How letters come: what happens in clear has to do with the way only where somebody is let go then."""
-        return ("clear", "tls") if self.way.name in ("tls", "respawn", "ucspi-tls") else ("tls",)
+        return ("clear", "tls") if self.way.name in ("tls", "respawn", "ucspi-tls") else ("tls",) if self.way.greets else ("clear",)
 
     def wrapper(self, backend, prog=MAILFRONT, through=()):
         return self.way.wrapper(self.stage, backend, *self.way.timers(session.TIMERS), prog=prog, through=through)
@@ -62,7 +62,8 @@ class Ground:
         """One letter; the verdict. `cut_is_due(session)` says whether an end without a word in the dialogue was to be expected."""
         if traced:
             through = HELD if self.way.under else ["strace", *traced]
-        run = Session(self.stage, self.wrapper(self.backend, through=through), self.plain, f"{self.way.name}-{next(self.numbers)}")
+        argv, tag = self.wrapper(self.backend, through=through), f"{self.way.name}-{next(self.numbers)}"
+        run = Session(self.stage, argv, self.plain, tag, self.way.greets)
         tracer = traced and self.way.under and attach(run.process.pid, traced)
         mark = f"Subject: run {run.tag} of {os.getpid()}\r\n".encode()
         letter = mark + b"\r\n" + b"\n".join(b"..line %d\r" % n for n in range(200)) + b"\n"
@@ -159,7 +160,9 @@ def run_call(ground, name, detail):
     def cut_is_due(_):
         """It was the client's own connection, descriptor 0 or 1, that broke."""
         injected = [line for line in log.read_text(errors="replace").splitlines() if "(INJECTED)" in line]
-        return any(re.match(r"\w+\((0|1)\b", line) or re.match(r"splice\(\d+, NULL, (0|1)\b", line) for line in injected)
+        # Behind TLS what is lost of PROG's words is an end without one.
+        return any(re.match(r"\w+\((0|1)\b", line) or re.match(r"splice\(\d+, NULL, (0|1)\b", line)
+                   or not ground.way.greets and line.startswith("read(") for line in injected)
 
     verdict = ground.deliver(mode == "tls", traced=trace_options(name, error, nth, log), cut_is_due=cut_is_due)
     log.unlink(missing_ok=True)
@@ -212,7 +215,7 @@ def main():
     table, broken, started = collections.defaultdict(collections.Counter), [], time.monotonic()
     with Stage() as stage:
         stage.certificate()
-        grounds = {name: Ground(stage, way) for name, way in WAYS.items()}
+        grounds = {name: Ground(stage, way) for name, way in {**WAYS, MUTE.name: MUTE}.items()}
         cases = [(way, *case) for way, ground in grounds.items() for kind in options.kinds or CASES for case in CASES[kind](ground)]
         if options.only:
             cases = [case for case in cases if re.search(options.only, told(case))]

@@ -72,6 +72,23 @@ def in_text_inside(run):
     text(run)
 
 
+def hello(run):
+    run.send(b"EHLO client.example\r\n")
+
+
+def muted(run):
+    """PROG has greeted, which only the reply shows."""
+    run.send(b"NOOP\r\n")
+    run.reply("250")
+
+
+def in_text_muted(run):
+    muted(run)
+    hello(run)
+    run.reply("250")
+    text(run)
+
+
 def text(run):
     run.phase = "tls" if run.tls else "relay"
     run.send(b"MAIL FROM:<a@client.example>\r\nRCPT TO:<b@localhost>\r\nDATA\r\n")
@@ -133,6 +150,11 @@ STATES_OF = {
     },
     "ucspi-tls": without_backend("server") | {"dialogue": (helloed, PROG, None, ["program", "prog", "server"])},
     "ucspi-tls-respawn": respawning("server"),
+    "mute": {
+        "muted greeting": (hello, STOPPED, None, ["program", "prog"]),
+        "gate": (muted, PROG, None, ["program", "prog"]),
+        "relay": (in_text_muted, PROG, None, ["program", "prog"]),
+    },
 }
 
 
@@ -171,7 +193,7 @@ def run(ground, state, detail):
     backend = stage.daemons.get(tag)
     if backend and backend_prog is None:
         os.kill(backend.pid, signal.SIGSTOP)  # the kernel still accepts connections for it
-    one = Session(stage, ground.wrapper(port, prog), ground.plain, tag=tag)
+    one = Session(stage, ground.wrapper(port, prog), ground.plain, tag, ground.way.greets)
     try:
         try:
             reach(one)

@@ -1,6 +1,6 @@
 """The ways of the program (`--way`), as the rigs set them up: what goes on behind TLS, whose TLS the client's is, and what time-outs can be set.
 
-Not here: `--mute`, which is no way of its own. It stands behind the TLS that `raw` leads to, and so is attacked with it.
+`--mute` is no way of its own: it stands behind the TLS that `raw` leads to, and so is attacked with it. To be faulted it stands alone (MUTE).
 """
 
 import collections.abc
@@ -24,6 +24,7 @@ class Way:
     under: tuple = ()  # what it is run under; its certificate and key follow
     waits: bool = False  # a process waits to become PROG
     options: tuple = ()  # what the command line says of it; without, `--way` and its name
+    greets: bool = True  # the client was not greeted elsewhere
 
     def behind(self, stage, queue, prog=MAILFRONT, name="backend"):
         """The port of what goes on behind TLS, or None where that is PROG itself."""
@@ -85,3 +86,5 @@ WAYS = {
         Way("ucspi-tls-respawn", OF_CHILD | {"greeting-timeout"}, ends_tls=False, under=tuple(UCSPI_TLS), waits=True),
     )
 }
+
+MUTE = Way("mute", IN_CLEAR | {"greeting-timeout", "replay-timeout"}, ends_tls=False, options=("--mute=always",), greets=False)
