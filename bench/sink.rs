@@ -3,13 +3,15 @@
 //! `bench-sink` serves one session on descriptors 0 and 1, reading the socket or pipe itself in blocks of 64 KiB.
 //! `bench-sink --tls CERT KEY` listens on a port of 127.0.0.1, prints it, and serves sessions by TLS from the first octet, each
 //! in a thread, until it is killed.
-//! With `--silent` at the end either greets nobody, as a server behind `starttls-wrapper --mute`; with `--records` before that, the first
-//! writes at most what a TLS record is on the wire, as the second does.
+//! With `--silent` at the end either greets nobody, as a server behind `starttls-wrapper --mute`; with `--as-tls` before that the first
+//! does a cipher's work over all that it says and reads, and writes as much at once as the second (`cipher.rs`).
 //! A letter is not parsed: its end is CR LF . CR LF at the end of a read, so nothing may be pipelined behind it.
 //!
 //! Two commands are the bench's own, for what SMTP has no command for:
 //! `XSEND LINES` answers with a reply of that many lines of 64 octets and `250 end` (a large transfer to the client);
 //! `XCHUNK OCTETS COUNT` answers 354, then reads COUNT times so many octets and says `250 ok` after each (one chunk at a time).
+
+mod cipher;
 
 use std::env;
 use std::fs::File;
@@ -19,6 +21,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
 
+use cipher::{Cipher, RECORD};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
@@ -26,24 +29,21 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 /// Octets asked for in one read.
 const BLOCK: usize = 64 * 1024;
 
-/// A full record of TLS 1.3 on the wire: 16 KiB, its header, its type, its tag.
-const RECORD: usize = 16 * 1024 + 5 + 1 + 16;
-
 const END: [u8; 5] = *b"\r\n.\r\n";
 
 fn main() -> io::Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let mut words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let greeting = if words.pop_if(|word| *word == "--silent").is_some() { "" } else { "220 sink ESMTP\r\n" };
-    let most = if words.pop_if(|word| *word == "--records").is_some() { RECORD } else { usize::MAX };
+    let cipher = words.pop_if(|word| *word == "--as-tls").map(|_| Cipher::new()).transpose()?;
     match words[..] {
         [] => {
             let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
             let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-            serve(Ends { input, output, most }, greeting)
+            serve(Ends { input, output, cipher }, greeting)
         }
         ["--tls", cert, key] => listen(cert, key, greeting),
-        _ => Err(io::Error::other("usage: bench-sink [--tls CERT KEY | --records] [--silent]")),
+        _ => Err(io::Error::other("usage: bench-sink [--tls CERT KEY | --as-tls] [--silent]")),
     }
 }
 
@@ -71,7 +71,7 @@ fn listen(cert: &str, key: &str, greeting: &'static str) -> io::Result<()> {
 fn over_tls(socket: TcpStream, config: Arc<ServerConfig>, greeting: &str) -> io::Result<()> {
     socket.set_nodelay(true)?;
     // rustls asks for 4 KiB at a time; the buffer makes large reads of them. One descriptor: there may be ten thousand sessions.
-    let ends = Ends { input: BufReader::with_capacity(4 * BLOCK, &socket), output: &socket, most: usize::MAX };
+    let ends = Ends { input: BufReader::with_capacity(4 * BLOCK, &socket), output: &socket, cipher: None };
     let connection = ServerConnection::new(config).map_err(io::Error::other)?;
     let mut stream = StreamOwned::new(connection, ends);
     let served = serve(&mut stream, greeting);
@@ -80,22 +80,27 @@ fn over_tls(socket: TcpStream, config: Arc<ServerConfig>, greeting: &str) -> io:
     served
 }
 
-/// Two descriptors as one stream, and how much goes into a write.
+/// Two descriptors as one stream.
 struct Ends<R, W> {
     input: R,
     output: W,
-    most: usize,
+    cipher: Option<Cipher>,
 }
 
 impl<R: Read, W> Read for Ends<R, W> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.input.read(buffer)
+        let count = self.input.read(buffer)?;
+        self.cipher.as_mut().map_or(Ok(()), |cipher| cipher.work_over(&buffer[..count]))?;
+        Ok(count)
     }
 }
 
 impl<R, W: Write> Write for Ends<R, W> {
     fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
-        self.output.write(&octets[..octets.len().min(self.most)])
+        let Some(cipher) = &mut self.cipher else { return self.output.write(octets) };
+        let octets = &octets[..octets.len().min(RECORD)];
+        cipher.work_over(octets)?;
+        self.output.write(octets)
     }
     fn flush(&mut self) -> io::Result<()> {
         self.output.flush()

@@ -25,7 +25,8 @@ def bulk(stage, fields):
     mail server, which reads and writes blocks of 64 KiB). Clocks are read before and after the transfer, per GiB; `its own` is the
     contender without UCSPI server and mail server, and so is the memory. System calls of the
     whole tree are counted by perf, in a transfer of their own of an eighth of the size. In TLS, `bare` is a mail server with TLS, and the tree
-    of `ours` has such a one as HOST PORT. `ours raw, in clear` is no TLS at all: what `ours raw` is held against."""
+    of `ours` has such a one as HOST PORT. `ours raw, in clear` is no TLS at all, between ends of
+    the same pace: what `ours raw` is held against."""
     if any(one.name == "ours raw" for one in fields):
         fields = [*fields, raw_in_clear()]
     tables = []

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::cipher::{Cipher, RECORD};
 use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -49,7 +50,7 @@ impl Server {
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(self.patience))?;
         socket.set_write_timeout(Some(self.patience))?;
-        let ends = Ends(BufReader::with_capacity(BLOCK, socket));
+        let ends = Ends(BufReader::with_capacity(BLOCK, socket), None);
         let mut client = Client { wire: Wire::Plain(ends), held: Vec::new() };
         if self.tls == Tls::AtOnce {
             client.secure(self)?;
@@ -97,6 +98,8 @@ impl Client {
             self.ask("STARTTLS", 220)?;
             if server.tls == Tls::ByCommand {
                 self.secure(server)?;
+            } else if let Wire::Plain(ends) = &mut self.wire {
+                ends.1 = Some(Cipher::new()?);
             }
             self.ask("EHLO client.example", 250)?;
         }
@@ -226,17 +229,22 @@ impl Client {
     }
 }
 
-/// The socket, read through a large buffer.
-struct Ends(BufReader<TcpStream>);
+/// The socket, read through a large buffer, and what is done over each octet where TLS was promised.
+struct Ends(BufReader<TcpStream>, Option<Cipher>);
 
 impl Read for Ends {
     fn read(&mut self, block: &mut [u8]) -> io::Result<usize> {
-        self.0.read(block)
+        let count = self.0.read(block)?;
+        self.1.as_mut().map_or(Ok(()), |cipher| cipher.work_over(&block[..count]))?;
+        Ok(count)
     }
 }
 
 impl Write for Ends {
     fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+        let Some(cipher) = &mut self.1 else { return self.0.get_mut().write(octets) };
+        let octets = &octets[..octets.len().min(RECORD)];
+        cipher.work_over(octets)?;
         self.0.get_mut().write(octets)
     }
     fn flush(&mut self) -> io::Result<()> {

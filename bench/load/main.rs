@@ -12,10 +12,12 @@
 //! bench-load stream   so many connections a second, QUIT    --sessions N --rate N
 //! bench-load memory   the server's part of handshakes, in memory   --sessions N --key FILE
 //! ```
-//! All: --port N, --tls starttls|implicit|promised (STARTTLS is said and all goes on in clear), --ca FILE, --resume (keep tickets), --patience SECONDS.
+//! All: --port N, --tls starttls|implicit|promised (STARTTLS is said and all goes on in clear, a cipher's work being done), --ca FILE, --resume (keep tickets), --patience SECONDS.
 //! bulk, trip, chunk, hold and secure print `ready` before what is measured and their JSON after it, and wait for a line on stdin each time, so
 //! that whoever runs us can read the clocks of the server's processes while the session is still there.
 
+#[path = "../cipher.rs"]
+mod cipher;
 mod client;
 mod listener;
 mod modes;
