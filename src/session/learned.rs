@@ -4,7 +4,7 @@
 //! a second probe shows, of another name and address ([`Learned::agrees`]). Line ends are CRLF here, whatever the server's were.
 //!
 //! As text, for a file: a line for each line of a reply, its command before it; `%h` is the client's name, `%a` its address, `%%` a
-//! percent sign, and `%` with two digits an octet that can't be printed.
+//! percent sign, and `%` with two digits (hexadecimal, capitals) an octet that can't be printed.
 
 use core::fmt;
 use core::net::IpAddr;
@@ -111,10 +111,14 @@ impl Learned {
         let mut learned = Self::default();
         for asked in Asked::ALL {
             let reply = &heard.0[asked as usize];
-            let code = reply.first_chunk().and_then(|digits| Code::parse(*digits));
+            let code = code_of(reply);
             match (asked, code) {
                 (Asked::Greeting, Some(code)) if !code.is(b"220") => return Err(format!("it greeted with {code}")),
                 (Asked::Greeting, None) => return Err("it did not greet".to_owned()),
+                // Nobody has said a name yet.
+                (Asked::Greeting, Some(_)) => {
+                    learned.0[asked as usize] = template(reply, Prober { name: "", ..prober });
+                }
                 (_, Some(code)) if code.class() == b'2' => learned.0[asked as usize] = template(reply, prober),
                 (_, Some(_) | None) => {}
             }
@@ -138,6 +142,11 @@ impl Learned {
     #[must_use]
     pub fn knows(&self, asked: Asked) -> bool {
         !self.0[asked as usize].is_empty()
+    }
+
+    /// Whether the reply to it tells the client its name, which then must have been said.
+    pub(super) fn names_client(&self, asked: Asked) -> bool {
+        self.0[asked as usize].contains(&Piece::Name)
     }
 
     /// Whether a reply tells the client its address, which then must be known.
@@ -183,6 +192,9 @@ impl Learned {
                 return Err(format!("{}: not one whole reply of code {wanted}", asked.word()));
             }
         }
+        if learned.names_client(Asked::Greeting) {
+            return Err("greeting: no name is known yet".to_owned());
+        }
         if learned.knows(Asked::Greeting) { Ok(learned) } else { Err("no greeting".to_owned()) }
     }
 }
@@ -196,11 +208,11 @@ impl fmt::Display for Learned {
                 match piece {
                     Piece::Name => line.push_str("%h"),
                     Piece::Address => line.push_str("%a"),
-                    Piece::Text(text) => text.iter().for_each(|octet| match octet {
+                    Piece::Text(text) => text.iter().enumerate().for_each(|(at, octet)| match octet {
                         b'%' => line.push_str("%%"),
+                        b'\r' if text.get(at + 1) == Some(&b'\n') => {}
                         b'\n' | b' '..=b'~' => line.push(char::from(*octet)),
-                        b'\r' => {}
-                        other => line.push_str(&format!("%{other:02x}")),
+                        other => line.push_str(&format!("%{other:02X}")),
                     }),
                 }
             }
@@ -210,6 +222,12 @@ impl fmt::Display for Learned {
         }
         Ok(())
     }
+}
+
+/// The code of a reply is that of its last line.
+fn code_of(reply: &[u8]) -> Option<Code> {
+    let last = reply.trim_ascii_end().rsplit(|octet| *octet == b'\n').next()?;
+    Code::parse(*last.first_chunk()?)
 }
 
 fn template(reply: &[u8], prober: Prober<'_>) -> Vec<Piece> {
@@ -250,12 +268,12 @@ fn unescape(line: &str, pieces: &mut Vec<Piece>) -> Option<()> {
         let length = if matches!(mark, b'h' | b'a' | b'%') { 1 } else { 2 };
         match mark {
             b'h' => pieces.push(Piece::Name),
-            // Digits of which the first is an a would be an octet that no reply has.
+            // Digits are capitals here: %A9 is an octet.
             b'a' => pieces.push(Piece::Address),
             b'%' => push_text(pieces, b"%"),
             _ => {
                 let digits = core::str::from_utf8(rest.get(..2)?).ok()?;
-                push_text(pieces, &[u8::from_str_radix(digits, 16).ok().filter(|octet| !b"\r\n".contains(octet))?]);
+                push_text(pieces, &[u8::from_str_radix(digits, 16).ok().filter(|octet| *octet != b'\n')?]);
             }
         }
         rest = &rest[length..];
@@ -336,7 +354,11 @@ mod tests {
 
     #[test]
     fn nothing_is_learned_of_one_that_does_not_serve() {
-        for (greeting, why) in [("554 no\r\n", "it greeted with 554"), ("", "it did not greet")] {
+        for (greeting, why) in [
+            ("554 no\r\n", "it greeted with 554"),
+            ("220-mx\r\n554 no\r\n", "it greeted with 554"),
+            ("", "it did not greet"),
+        ] {
             assert_eq!(Learned::from_probe(&heard(&[(Asked::Greeting, greeting)]), FIRST), Err(why.to_owned()));
         }
     }
@@ -346,8 +368,18 @@ mod tests {
         let learned = Learned::from_probe(&exim(FIRST, "220-mx\r\n220 it's me\r\n"), FIRST).unwrap();
         let text = learned.to_string();
         assert!(text.starts_with("greeting 220-mx\ngreeting 220 it's me\nehlo 250-mx Hello %h [%a]\n"), "{text}");
-        assert!(text.contains("ehlo 250 HELP 100%% %c3%bc\n"), "{text}");
+        assert!(text.contains("ehlo 250 HELP 100%% %C3%BC\n"), "{text}");
         assert_eq!(Learned::parse(&format!("# of today\n\n{text}")), Ok(learned));
+    }
+
+    /// An octet whose digits begin with an a is no address, and a CR inside a line is not its end.
+    #[test]
+    fn the_text_has_every_octet() {
+        let odd: Vec<u8> = (0..=255).filter(|octet| *octet != b'\n').collect();
+        let mut said = heard(&[]);
+        said.note(Asked::Greeting, &[b"220 ", &odd[..], b"\n"].concat());
+        let learned = Learned::from_probe(&said, FIRST).unwrap();
+        assert_eq!(Learned::parse(&learned.to_string()), Ok(learned));
     }
 
     #[test]
@@ -359,6 +391,7 @@ mod tests {
             ("greeting 220 %x", "line 1: a % that is followed by neither h, a, % nor two digits"),
             ("greeting 220 %0d%0a", "line 1: a % that is followed by neither h, a, % nor two digits"),
             ("greeting 220-mx", "greeting: not one whole reply of code 220"),
+            ("greeting 220 mx greets %h", "greeting: no name is known yet"),
             ("greeting 554 no", "greeting: not one whole reply of code 220"),
             ("greeting 220 mx\nehlo 250 a\nehlo 250 b", "ehlo: not one whole reply of code 2yz"),
         ] {

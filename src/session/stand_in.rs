@@ -1,9 +1,9 @@
 //! The stand-in: says what was learned of a plaintext server that is put off until it is needed.
 //!
-//! It knows the greeting, EHLO and HELO with a name, and NOOP, RSET and QUIT alone; of these only the hello leaves a trace in a server
-//! (RFC 5321 4.1.4, 4.1.1.5, 4.1.1.9), so that is what the server is told when it comes. Whatever else a client says is
-//! the server's own to answer: it is summoned, and judges the same line itself. What it then says to greeting and hello must be of the class
-//! that was learned; else the client has been told what is not so, and hears 421.
+//! It knows the greeting, EHLO and HELO with a name, and NOOP, RSET and QUIT alone (where the reply names the client, only behind a hello);
+//! of these only the hello leaves a trace in a server (RFC 5321 4.1.4, 4.1.1.5, 4.1.1.9), so that is what the server is told when it
+//! comes. Whatever else a client says is the server's own to answer: it is summoned, and judges the same line itself. What it then says
+//! to greeting and hello must be of the class that was learned; else the client has been told what is not so, and hears 421.
 
 use core::net::IpAddr;
 use std::sync::Arc;
@@ -53,7 +53,15 @@ impl StandIn {
             Verb::Ehlo | Verb::Helo => is_name(argument),
             _ => argument.is_empty(),
         };
-        Asked::by(verb).filter(|asked| is_plain && self.learned.knows(*asked))
+        let asked = Asked::by(verb).filter(|asked| is_plain && self.learned.knows(*asked))?;
+        let is_nameless = asked != Asked::Ehlo && asked != Asked::Helo && self.hello.is_none();
+        (!is_nameless || !self.learned.names_client(asked)).then_some(asked)
+    }
+
+    /// What the client calls itself, in this line or in its last hello.
+    fn name<'a>(&'a self, asked: Asked, line: &'a [u8]) -> &'a [u8] {
+        let hello = if matches!(asked, Asked::Ehlo | Asked::Helo) { Some(line) } else { self.hello.as_deref() };
+        hello.map(command::argument).unwrap_or_default()
     }
 
     fn steps(&self) -> impl Iterator<Item = Entry> {
@@ -105,14 +113,14 @@ impl Session {
         let mut offers = false;
         if asked == Asked::Ehlo {
             let mut reply = Vec::new();
-            stand_in.learned.say(asked, command::argument(line), stand_in.address, &mut reply);
+            stand_in.learned.say(asked, stand_in.name(asked, line), stand_in.address, &mut reply);
             let is_edited = ehlo::is_all_250(&reply);
             self.starttls.is_offered |= is_edited && self.policy.offer_tls;
             offers = is_edited && ehlo::offers(&reply, "STARTTLS");
             let edit = Edit { offer_starttls: self.policy.offer_tls, hide_auth: self.policy.require_tls };
             ehlo::edit(&reply, edit, out);
         } else {
-            stand_in.learned.say(asked, command::argument(line), stand_in.address, out);
+            stand_in.learned.say(asked, stand_in.name(asked, line), stand_in.address, out);
         }
         if matches!(asked, Asked::Ehlo | Asked::Helo) {
             stand_in.hello = Some([line, b"\r\n"].concat());
@@ -288,6 +296,23 @@ mod tests {
             assert_eq!(reason, wanted);
             assert_eq!(session.to_client.as_slice(), Ours::NOT_AVAILABLE.octets());
         }
+    }
+
+    #[test]
+    fn a_reply_that_names_the_client_names_it_as_it_was_said() {
+        let text = "greeting 220 mx\nehlo 250 mx\nhelo 250 mx\nnoop 250 ok\nrset 250 flushed, %h\nquit 221 bye %h\n";
+        let learned = Arc::new(Learned::parse(text).unwrap());
+        let begin = || {
+            let stand_in = StandIn::new(learned.clone(), None).unwrap();
+            Session::lazily(Arc::new(Policy { offer_tls: false, ..Policy::default() }), stand_in, Instant::now())
+        };
+        let mut session = begin();
+        says(&mut session, b"NOOP\r\nHELO a\r\nEHLO c.example \r\n", b"220 mx\r\n250 ok\r\n250 mx\r\n250 mx\r\n");
+        says(&mut session, b"RSET\r\nQUIT\r\n", b"250 flushed, c.example\r\n221 bye c.example\r\n");
+        // Nobody knows what it says to one without a name.
+        let mut session = begin();
+        says(&mut session, b"RSET\r\n", b"220 mx\r\n");
+        assert_eq!(session.phase(), Phase::Summon);
     }
 
     #[test]
