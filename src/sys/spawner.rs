@@ -19,7 +19,7 @@ use std::os::unix::process::ExitStatusExt;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use rustix::cmsg_space;
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -102,9 +102,9 @@ impl Spawner {
         let mut ancillary = RecvAncillaryBuffer::new(&mut room);
         let mut into = [IoSliceMut::new(&mut octets)];
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        let count = match recvmsg(&self.0, &mut into, &mut ancillary, flags) {
+        let count = match retry_on_intr(|| recvmsg(&self.0, &mut into, &mut ancillary, flags)) {
             Ok(received) => received.bytes,
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
+            Err(Errno::AGAIN) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
         let rights = ancillary.drain().filter_map(|message| match message {
@@ -134,10 +134,10 @@ impl AsFd for Spawner {
 /// The spawner is gone, and nobody will ever know.
 pub(super) fn exit_status(leash: &OwnedFd) -> io::Result<Option<std::process::ExitStatus>> {
     let mut octets = [0; size_of::<i32>()];
-    match rustix::io::read(leash, &mut octets) {
+    match retry_on_intr(|| rustix::io::read(leash, &mut octets)) {
         Ok(count) if count == octets.len() => Ok(Some(ExitStatusExt::from_raw(i32::from_ne_bytes(octets)))),
         Ok(_) => Err(io::Error::other("its spawner is gone")),
-        Err(Errno::AGAIN | Errno::INTR) => Ok(None),
+        Err(Errno::AGAIN) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
@@ -216,10 +216,11 @@ enum Taken {
 /// Takes one request and answers it. An error: the asker is gone.
 fn take_order(asker: &OwnedFd, order: &Order<'_>, poll: &Poll, number: usize) -> io::Result<Taken> {
     let mut octets = [0; MOST];
-    let count = match rustix::io::read(asker, &mut octets) {
+    let count = match retry_on_intr(|| rustix::io::read(asker, &mut octets)) {
         Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
         Ok(count) => count,
-        Err(Errno::AGAIN | Errno::INTR) => return Ok(Taken::Nothing),
+        // Nothing else may end the reading: what is there is told once.
+        Err(Errno::AGAIN) => return Ok(Taken::Nothing),
         Err(error) => return Err(error.into()),
     };
     let started = start(&octets[..count], order).and_then(|mut child| {
@@ -230,16 +231,18 @@ fn take_order(asker: &OwnedFd, order: &Order<'_>, poll: &Poll, number: usize) ->
         let pipes = child.stdin.take().zip(child.stdout.take()).ok_or(io::ErrorKind::InvalidInput)?;
         Ok((Kept { child, _exit: exit, leash: Some(ours) }, pipes, theirs))
     });
-    match started {
-        Ok((kept, (stdin, stdout), leash)) => {
-            let descriptors = [stdin.as_fd(), stdout.as_fd(), leash.as_fd()];
-            let mut room = [MaybeUninit::uninit(); cmsg_space!(ScmRights(3))];
-            let mut ancillary = SendAncillaryBuffer::new(&mut room);
-            ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
-            let pid = kept.child.pid().as_raw_nonzero().get().to_ne_bytes();
-            sendmsg(asker, &[IoSlice::new(&pid)], &mut ancillary, SendFlags::NOSIGNAL)?;
-            Ok(Taken::Started(kept))
-        }
+    // What can't be sent is this client's loss alone; an asker that is gone is found out by the word for it.
+    let sent = started.and_then(|(kept, (stdin, stdout), leash)| {
+        let descriptors = [stdin.as_fd(), stdout.as_fd(), leash.as_fd()];
+        let mut room = [MaybeUninit::uninit(); cmsg_space!(ScmRights(3))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut room);
+        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+        let pid = kept.child.pid().as_raw_nonzero().get().to_ne_bytes();
+        retry_on_intr(|| sendmsg(asker, &[IoSlice::new(&pid)], &mut ancillary, SendFlags::NOSIGNAL))?;
+        Ok(kept)
+    });
+    match sent {
+        Ok(kept) => Ok(Taken::Started(kept)),
         Err(error) => {
             let mut why = 0_i32.to_ne_bytes().to_vec();
             why.extend(error.to_string().bytes().take(MOST - why.len()));
