@@ -10,9 +10,8 @@
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
-use std::sync::mpsc::channel;
+use std::sync::{Arc, Barrier};
 use std::thread;
 
 use log::{debug, error, info, warn};
@@ -98,47 +97,49 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
     let ended = event().map_err(fatal("make a loop"))?;
     let meters: Vec<Arc<Meter>> = (0..listen.workers).map(|_| Arc::default()).collect();
     let figures = Arc::new(Figures::of(meters.clone(), &house));
+    // Their memory is one: nobody is accepted while a thread has rights left.
+    let threads = listen.workers + 1 + usize::from(prober.is_some()) + usize::from(metrics.is_some());
+    let all = Arc::new(Barrier::new(threads));
+    let give_up = |needs: Option<Needs>| {
+        let all = all.clone();
+        move || {
+            needs.iter().for_each(confine);
+            all.wait();
+        }
+    };
     let mut loops = Vec::with_capacity(listen.workers);
-    let mut begun = Vec::with_capacity(listen.workers);
     let spawners = spawners.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
     for (number, ((sockets, spawner), meter)) in sockets.into_iter().zip(spawners).zip(meters).enumerate() {
         let stop = event().map_err(fatal("make a loop"))?;
         let heard = stop.try_clone().map_err(fatal("make a loop"))?;
         let running = Running::new(meter.clone());
         let worker = Worker::new(house.clone(), sockets, heard, spawner, meter).map_err(fatal("make a loop"))?;
-        let (needs, over) = (needs.clone(), Over(ended.try_clone().map_err(fatal("make a loop"))?));
-        let (begins, has_begun) = channel();
+        let (give_up, over) = (give_up(needs.clone()), Over(ended.try_clone().map_err(fatal("make a loop"))?));
         let thread = thread::Builder::new()
             .name(format!("worker-{number}"))
             .spawn(move || {
-                needs.iter().for_each(confine);
-                let _ = begins.send(());
+                give_up();
                 let _running = running;
                 run(worker, &over)
             })
             .map_err(fatal("start a loop"))?;
         loops.push(Loop { thread, stop });
-        begun.push(has_begun);
     }
     if let Some(prober) = prober {
-        let needs = needs.clone();
+        let give_up = give_up(needs.clone());
         let probe = move || {
-            needs.iter().for_each(confine);
+            give_up();
             prober.run();
         };
         thread::Builder::new().name("prober".to_owned()).spawn(probe).map_err(fatal("start a loop"))?;
     }
     if let Some(socket) = metrics {
         let needs = needs.as_ref().map(|_| Needs { listens: true, ..Needs::default() });
-        let figures = figures.clone();
-        scrape::start(socket, figures, move || needs.iter().for_each(confine)).map_err(fatal("start a thread"))?;
+        scrape::start(socket, figures.clone(), give_up(needs)).map_err(fatal("start a thread"))?;
     }
-    needs.iter().for_each(confine);
-    // One that has ended already is found out by the watch.
-    if begun.iter().all(|begun| begun.recv().is_ok()) {
-        info!("listening on {}, loops={} sessions={}", places.join(" "), loops.len(), house.admission.most());
-        supervisor.ready();
-    }
+    give_up(needs)();
+    info!("listening on {}, loops={} sessions={}", places.join(" "), loops.len(), house.admission.most());
+    supervisor.ready();
     let watch = Watch { signals, ended, loops, house, supervisor, drain: listen.drain, renewal };
     watch.until_the_end().map_err(fatal("wait for signals"))
 }

@@ -1,12 +1,15 @@
 //! The sandbox: what an intruder can no longer do, that PROG has nothing of it, and kernels that lack it.
 
 use std::fs;
-use std::net::TcpListener;
+use std::io::Read;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::ExitStatusExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use crate::child::puppet;
-use crate::door::Start;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::child::{Child, puppet};
+use crate::door::{Door, Shape, Start};
 use crate::steps::{At, Standing};
 use crate::stream::wait_until;
 use crate::trace::Trace;
@@ -48,23 +51,24 @@ fn everything_else_is_refused_or_needed() {
         path.to_str().unwrap().to_owned()
     });
     let parent = std::process::id().to_string();
-    // Deed, object, and the answers: with an address and nothing to read, an address and roots to read, a name, no HOST.
+    // Deed, object, and the answers: with an address and nothing to read, an address and roots to read, a name, no HOST, a listener without HOST.
     let table = [
-        ("read", mine.as_str(), "PAAP"),
-        ("read", &roots, "P-AP"),
-        ("write", &roots, "PPPP"),
-        ("list", "/etc", "PAAP"),
-        ("connect", &here, "---P"),
-        ("connect", &there, "AAAP"),
-        ("unix", "/dev/log", "PPPP"),
-        ("listen", "", "PPPP"),
-        ("udp", "", "PP-P"),
-        ("run", "/bin/true", "KKKK"),
-        ("signal", &parent, "PPPP"),
+        ("read", mine.as_str(), "PAAPP"),
+        ("read", &roots, "P-APP"),
+        ("write", &roots, "PPPPP"),
+        ("list", "/etc", "PAAPP"),
+        ("connect", &here, "---PP"),
+        ("connect", &there, "AAAPP"),
+        ("unix", "/dev/log", "PPPPP"),
+        ("listen", "", "PPPPP"),
+        ("udp", "", "PP-PP"),
+        ("run", "/bin/true", "KKKKK"),
+        ("signal", &parent, "PPPPP"),
     ];
     let mut wrong = Vec::new();
     for (deed, object, answers) in table {
-        let hosts = [("127.0.0.1", ""), ("127.0.0.1", roots.as_str()), ("mx.example", ""), ("keep", "")];
+        let hosts =
+            [("127.0.0.1", ""), ("127.0.0.1", roots.as_str()), ("mx.example", ""), ("keep", ""), ("listener", "")];
         for ((host, file), answer) in hosts.into_iter().zip(answers.chars()) {
             let expected = match answer {
                 'P' => Ok("Operation not permitted (os error 1)\n"),
@@ -109,6 +113,59 @@ fn the_program_is_confined_and_its_child_is_not() {
         assert_eq!(said.contains("]: debug: sandbox: Landlock and seccomp\n"), filter == "2", "{said}");
         assert_eq!(said.contains("sandbox"), filter == "2", "{said}");
     }
+}
+
+/// Their memory is one: who has a thread that is not confined has them all.
+#[test]
+fn every_thread_of_a_listener_is_confined_and_whom_it_starts_is_not() {
+    for (options, filter) in [(&[][..], "2"), (&["--no-sandbox"], "0")] {
+        let door = Door::open(&Start { options, shape: Shape::Listener, ..Start::default() });
+        let pid = door.pid().as_raw_nonzero().get().unsigned_abs();
+        let prog = Child::accept(&door.puppets).unwrap();
+        let child = prog.report.pid;
+        let threads: Vec<u32> = fs::read_dir(format!("/proc/{pid}/task"))
+            .unwrap()
+            .map(|task| task.unwrap().file_name().to_str().unwrap().parse().unwrap())
+            .collect();
+        assert_eq!(threads.len(), 2, "the loop, and who waits for signals and probes");
+        for thread in threads {
+            assert_eq!((field(thread, "Seccomp"), field(thread, "NoNewPrivs")), (filter.to_owned(), "1".to_owned()));
+        }
+        let spawner: u32 = field(child, "PPid").parse().unwrap();
+        assert_eq!(field(spawner, "PPid"), pid.to_string());
+        for free in [spawner, child] {
+            assert_eq!((field(free, "Seccomp"), field(free, "NoNewPrivs")), ("0".to_owned(), "0".to_owned()));
+        }
+    }
+}
+
+/// Clients wait before the first of many threads is confined.
+#[test]
+fn a_listener_accepts_nobody_before_every_thread_is_confined() {
+    const WORKERS: usize = 12;
+    let address = "127.86.0.1:2525";
+    let trace = Trace::of(&["-f", "-e", "trace=seccomp,accept4"]);
+    let (mut words, workers) = (trace.through(), WORKERS.to_string());
+    words.extend([env!("CARGO_BIN_EXE_starttls-wrapper"), "--listen", address, "--lazy=no", "--workers", &workers]);
+    words.extend(["--trusted-loopback", "127.0.0.1", "1", "/bin/true"]);
+    let mut program = Command::new(words[0]).args(&words[1..]).env_clear().stderr(Stdio::null()).spawn().unwrap();
+    let mut clients = Vec::new();
+    assert!(wait_until(PATIENCE, || {
+        clients.extend(TcpStream::connect(address));
+        clients.len() == 3 * WORKERS
+    }));
+    for mut client in clients {
+        // PROG ends without a word.
+        let mut said = String::new();
+        client.read_to_string(&mut said).unwrap();
+        assert!(said.starts_with("421 "), "{said}");
+    }
+    kill_process(Pid::from_child(&program), Signal::TERM).unwrap();
+    program.wait().unwrap();
+    let log = trace.log();
+    let first = log.lines().position(|line| line.contains("accept4(")).unwrap();
+    let confined = log.lines().take(first).filter(|line| line.contains("seccomp") && line.ends_with(" = 0")).count();
+    assert_eq!(confined, WORKERS + 1, "{log}");
 }
 
 /// The program itself, its dial bent to another port as an intruder would (strace writes over the address).

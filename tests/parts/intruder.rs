@@ -1,5 +1,5 @@
 //! An intruder in the tests: gives up its rights as the program does, tries one deed, and prints what came of it: `done`, or
-//! the error. Arguments: HOST (`keep`: none), a port, a file that may be read, the deed, and what it is done to.
+//! the error. Arguments: HOST (`keep`: none; `listener`: none, and it accepts connections), a port, a file that may be read, the deed, and what it is done to.
 
 use std::error::Error;
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -15,14 +15,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [host, port, file, deed, object] = &arguments[..] else { return Err("HOST PORT FILE DEED OBJECT".into()) };
     let place = Place::Tcp(host.clone(), port.parse()?);
-    let target = (host != "keep").then_some(Target { place, source: None, loopback_only: false });
+    let target =
+        (!matches!(host.as_str(), "keep" | "listener")).then_some(Target { place, source: None, loopback_only: false });
     let targets = target.into_iter().collect();
     let files = if file.is_empty() { Vec::new() } else { vec![file.into()] };
     // It ends with us, however that is, and holds nothing of ours open.
     let mut child =
         Command::new("/bin/cat").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     privileges::harden()?;
-    let needs = Needs { children: vec![Pid::from_child(&child)], targets, files, ..Needs::default() };
+    let needs = Needs { children: vec![Pid::from_child(&child)], targets, files, listens: host == "listener" };
     let confined = confine(&needs);
     if confined != Confined::Wholly {
         println!("{confined:?}");
