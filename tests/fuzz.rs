@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use starttls_wrapper::session::{Phase, Way};
 use targets::dialogue::{self, Backend, Deed, Dialogue, Side};
+use targets::session::Outcome;
 
 /// How long each target is tried with random changes.
 const TIME: Duration = Duration::from_secs(6);
@@ -22,10 +23,12 @@ const TIME: Duration = Duration::from_secs(6);
 /// Name, `run`, what it is seeded with, and how many runs [`TIME`] must allow: a target that returns at once is no test.
 type Target = (&'static str, fn(&[u8]), fn() -> Vec<Vec<u8>>);
 
-const TARGETS: [Target; 4] = [
+const TARGETS: [Target; 6] = [
     ("snoop", targets::snoop::run, client_streams),
     ("ehlo", targets::ehlo::run, child_replies),
     ("session", targets::session::run, scripts),
+    ("learned", targets::learned::run, servers),
+    ("facts", targets::facts::run, clients),
     ("tls", targets::tls::run, conversations),
 ];
 
@@ -57,6 +60,41 @@ fn child_replies() -> Vec<Vec<u8>> {
     seeds
 }
 
+/// What probes could hear, and the texts of what is learned of it.
+fn servers() -> Vec<Vec<u8>> {
+    let replies: [&[u8]; 4] = [
+        b"220 mx ESMTP\r\n\x00250-mx hello p.invalid [192.0.2.25]\r\n250-STARTTLS\r\n250 SIZE 9\r\n\x00250 ok\r\n\x00250 ok\r\n\x00250 mx\r\n\x00221 bye\r\n",
+        b"220-mx\n220 caf\xe9 100%\n\x00250 mx\n\x00250 2.0.0 p.invalid\n\x00500 no\n\x00250 mx p.invalid at 2001:db8::25\n\x00221\n",
+        b"220 \xc3\xa9\r\n\x00502 no\r\n\x00250 a\rb\r\n\0\0\x00221-a\r\n221 %a%h%%\r\n",
+        b"554 no\r\n",
+    ];
+    let mut seeds: Vec<Vec<u8>> = replies.iter().map(|said| [b"\0", *said].concat()).collect();
+    seeds.extend(replies.iter().map(|said| [b"\x01", *said].concat()));
+    seeds.push(
+        STOOD_IN_FOR
+            .split(|o| *o == b'\n')
+            .filter_map(|line| line.strip_prefix(b"learned: "))
+            .collect::<Vec<_>>()
+            .join(&b'\n'),
+    );
+    seeds.push(b"# x\n\ngreeting 220-%h %a\ngreeting 220 100%% %C3%BC%e9\nehlo 250 mx".to_vec());
+    seeds
+}
+
+/// Each family and version, with details and without; and variables.
+fn clients() -> Vec<Vec<u8>> {
+    let ends: Vec<u8> =
+        (0..36).map(|n| [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 192, 0, 2, 1, 9, n][usize::from(n % 18)]).collect();
+    let words = b"TLSv1.2\0TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256\0mx.example\0smtp";
+    let mut seeds: Vec<Vec<u8>> = (0..32).map(|choice| [&[choice], &ends[..], words].concat()).collect();
+    seeds.push(
+        b"SSL_PROTOCOL=TLSv1.3\0SSL_CIPHER=x\0SSL_CERT_FILE=/x\0SSL_=\0PATH=/\0SSL_TLS_SNI_SERVERNAME=a\nb\0\0"
+            .to_vec(),
+    );
+    seeds.push(b"SSL_A=".repeat(900));
+    seeds
+}
+
 /// The dialogues as they stand, and as every other way has them.
 fn scripts() -> Vec<Vec<u8>> {
     let dialogues = dialogue::all().unwrap_or_else(|why| panic!("{why}"));
@@ -74,8 +112,16 @@ fn scripts() -> Vec<Vec<u8>> {
         });
     }
     seeds.extend(played.iter().filter_map(behind_raw));
+    let from_the_start: Vec<_> = played.iter().filter_map(as_script).collect();
+    seeds.extend(from_the_start.iter().map(|script| [STOOD_IN_FOR, script].concat()));
+    seeds.extend(from_the_start.iter().step_by(8).map(|script| [b"unlearned\n", &script[..]].concat()));
     seeds
 }
+
+/// What the children of the dialogues could have been learned to say.
+const STOOD_IN_FOR: &[u8] = b"learned: greeting 220 mail.example ESMTP\n\
+    learned: ehlo 250-mail.example hello %h [%a]\nlearned: ehlo 250 SIZE 9\n\
+    learned: helo 250 mail.example\nlearned: noop 250 ok %h\nlearned: rset 250 ok\nlearned: quit 221 bye\n";
 
 /// What `--mute` sees of a dialogue that a fresh child goes on with: the part inside TLS, and of the replay what it is told.
 fn behind_raw(dialogue: &Dialogue) -> Option<Vec<u8>> {
@@ -178,10 +224,18 @@ fn every_fault_ever_found_stays_mended() {
 fn the_scripts_come_through_tls_by_every_way() {
     let ends: Vec<_> = scripts().iter().filter_map(|script| targets::session::outcome(script)).collect();
     for way in Way::EVERY {
-        let count = |phase| ends.iter().filter(|end| **end == (way, phase)).count();
-        // Behind --mute nobody is in clear.
-        let is_relayed = way == Way::Mute || count(Phase::RelayPlain) >= 3;
-        assert!(count(Phase::RelayTls) >= 3 && is_relayed, "{way}: {ends:?}");
+        for was_lazy in [false, true] {
+            let of_it = |end: &&Outcome| end.way == way && end.was_lazy == was_lazy;
+            let count = |phase| ends.iter().filter(of_it).filter(|end| end.ended_in == phase).count();
+            // Under a UCSPI-TLS server and behind --mute nobody stands in for anyone, and here nobody is in clear either.
+            if was_lazy && !Way::ALL.contains(&way) {
+                continue;
+            }
+            let is_relayed = way == Way::Mute || count(Phase::RelayPlain) >= 3;
+            assert!(count(Phase::RelayTls) >= 3 && is_relayed, "{way}, {was_lazy}: {ends:?}");
+            let briefed = ends.iter().filter(of_it).filter(|end| end.was_briefed).count();
+            assert!(!was_lazy || briefed >= 10, "{way}: {briefed} briefed");
+        }
     }
 }
 
@@ -260,6 +314,16 @@ fn ehlo_holds_briefly() {
 #[test]
 fn session_holds_briefly() {
     brief("session");
+}
+
+#[test]
+fn learned_holds_briefly() {
+    brief("learned");
+}
+
+#[test]
+fn facts_holds_briefly() {
+    brief("facts");
 }
 
 #[test]

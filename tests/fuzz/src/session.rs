@@ -5,10 +5,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use starttls_wrapper::session::{BackendEnd, ClientEnd, EndReason, Phase, Session, Way};
+use starttls_wrapper::session::{BackendEnd, ChildEnd, ClientEnd, EndReason, Phase, Session, Way};
 
 use super::dialogue::{self, Backend, Side};
-use super::script::{Deed, Script, parse};
+use super::script::{Deed, Front, Script, Summon, parse};
 use super::witness::{Given, Witness};
 
 /// What the engine reads at once.
@@ -28,6 +28,7 @@ struct Owner {
     now: Instant,
     peers: [Peer; 3],
     mode: Backend,
+    summon: Summon,
     /// The client sends, and the dial takes longer.
     busy: bool,
     piece: usize,
@@ -38,23 +39,43 @@ pub fn run(input: &[u8]) {
     outcome(input);
 }
 
-/// Plays one input: by which way, and the phase that its session ended in. `None` where it is no script.
-pub(crate) fn outcome(input: &[u8]) -> Option<(Way, Phase)> {
-    let script = parse(input)?;
-    Some((script.policy.way, play(script)))
+/// How a session has gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    pub(crate) way: Way,
+    /// Somebody stood in for the child at the beginning.
+    pub(crate) was_lazy: bool,
+    /// And it was needed, and came.
+    pub(crate) was_briefed: bool,
+    pub(crate) ended_in: Phase,
 }
 
-fn play(script: Script) -> Phase {
+/// Plays one input. `None` where it is no script.
+pub(crate) fn outcome(input: &[u8]) -> Option<Outcome> {
+    Some(play(parse(input)?))
+}
+
+fn play(script: Script) -> Outcome {
     let now = Instant::now();
+    let (witness, way) = (Witness::new(&script.policy), script.policy.way);
+    let was_lazy = matches!(script.front, Front::StoodInFor(_));
+    let policy = Arc::new(script.policy);
+    let session = match script.front {
+        Front::There => Session::new(policy, now),
+        Front::Summoned => Session::summoning(policy, now),
+        Front::StoodInFor(stand_in) => Session::lazily(policy, stand_in, now),
+    };
     let mut owner = Owner {
-        witness: Witness::new(&script.policy),
-        session: Session::new(Arc::new(script.policy), now),
+        witness,
+        session,
         now,
         peers: Default::default(),
         mode: Backend::Accepts,
+        summon: Summon::Arrives,
         busy: false,
         piece: script.piece.min(READ),
     };
+    owner.witness.begins(&owner.session);
     owner.act();
     for deed in &script.deeds {
         owner.perform(deed);
@@ -64,7 +85,8 @@ fn play(script: Script) -> Phase {
         }
     }
     owner.outlast();
-    owner.session.ended_in()
+    let was_briefed = was_lazy && !owner.session.is_lazy() && owner.witness.is_briefed();
+    Outcome { way, was_lazy, was_briefed, ended_in: owner.session.ended_in() }
 }
 
 impl Owner {
@@ -96,6 +118,7 @@ impl Owner {
         match deed {
             Deed::Of(deed) => self.perform_of_dialogue(deed),
             Deed::Stalls(side) => self.peer(*side).stalls = true,
+            Deed::Summons(how) => self.summon = *how,
             Deed::Flows => self.peers.iter_mut().for_each(|peer| peer.stalls = false),
         }
     }
@@ -218,7 +241,9 @@ impl Owner {
     }
 
     fn take_child(&mut self) -> bool {
-        let (phase, wanted) = (self.session.phase(), self.session.wants_child());
+        let phase = self.session.phase();
+        let is_there = phase == Phase::Brief || !self.session.is_lazy();
+        let wanted = is_there && self.session.wants_child();
         let is_dismissed = matches!(phase, Phase::Announce | Phase::SecureClient | Phase::Gate);
         let is_kept = self.behind() == Side::Child;
         let peer = self.peer(Side::Child);
@@ -249,7 +274,8 @@ impl Owner {
             self.call(Given::Backend(&piece), |s, now| s.handle_backend(&piece, now));
             return true;
         }
-        let told = peer.told || !peer.closed || !peer.waiting.is_empty() || matches!(phase, Phase::Snoop | Phase::Dial);
+        let is_reached = !matches!(phase, Phase::Snoop | Phase::Summon | Phase::Brief | Phase::Dial);
+        let told = peer.told || !peer.closed || !peer.waiting.is_empty() || !is_reached;
         if !told {
             peer.told = true;
             self.event(|s, now| s.handle_backend_eof(true, now));
@@ -279,7 +305,15 @@ impl Owner {
         let session = &self.session;
         let written = session.to_client.is_empty() && session.to_child.is_empty() && session.to_backend.is_empty();
         match (before, self.mode) {
-            (Phase::Dial | Phase::Commit | Phase::Announce, _) if self.busy => {}
+            (Phase::Summon | Phase::Dial | Phase::Commit | Phase::Announce, _) if self.busy => {}
+            (Phase::Summon, _) => match self.summon {
+                Summon::Arrives => self.event(Session::handle_summoned),
+                Summon::Fails => {
+                    let why = ChildEnd::NotStarted("no such program".to_owned());
+                    self.event(|s, now| s.handle_end(EndReason::Child(why), now));
+                }
+                Summon::Never => {}
+            },
             (Phase::Dial, Backend::Refused) => {
                 self.event(|s, now| s.handle_handover_failed("connection refused".to_owned(), now));
             }

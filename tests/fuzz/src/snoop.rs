@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use starttls_wrapper::session::policy::Cutoff;
-use starttls_wrapper::session::{Phase, Policy, Session, limits};
+use starttls_wrapper::session::{Phase, Policy, Session, StandIn, limits};
 use starttls_wrapper::smtp::command::{Kind, Verb, argument};
 use starttls_wrapper::smtp::line::Fault;
 
@@ -99,14 +99,36 @@ fn answer(line: &[u8], number: usize, setting: &Setting) -> String {
     }
 }
 
+const GREETING: &[u8] = b"220 0\r\n";
+
 /// Plays the stream to a session, in pieces; `answer` is the child: its reply to each line, with the line's number.
 #[must_use]
 pub fn play(stream: &[u8], setting: &Setting, answer: &mut dyn FnMut(&[u8], usize) -> String) -> Outcome {
+    let mut session = Session::new(Arc::new(setting.policy()), Instant::now());
+    session.handle_child(GREETING, Instant::now());
+    go_on(session, stream, setting, answer)
+}
+
+/// The same before a child that comes only when it is needed.
+#[must_use]
+pub fn play_lazily(
+    stream: &[u8],
+    setting: &Setting,
+    stand_in: StandIn,
+    answer: &mut dyn FnMut(&[u8], usize) -> String,
+) -> Outcome {
+    go_on(Session::lazily(Arc::new(setting.policy()), stand_in, Instant::now()), stream, setting, answer)
+}
+
+fn go_on(
+    mut session: Session,
+    stream: &[u8],
+    setting: &Setting,
+    answer: &mut dyn FnMut(&[u8], usize) -> String,
+) -> Outcome {
     let now = Instant::now();
-    let mut session = Session::new(Arc::new(setting.policy()), now);
     let (mut outcome, mut rest, mut answered) = (Outcome::default(), stream, 0);
     let mut numbered = 0;
-    session.handle_child(b"220 0\r\n", now);
     loop {
         assert!(session.to_child.len() <= limits::TO_SERVER + 3 * 4096, "{} for the child", session.to_child.len());
         outcome.client.extend_from_slice(session.to_client.as_slice());
@@ -124,8 +146,12 @@ pub fn play(stream: &[u8], setting: &Setting, answer: &mut dyn FnMut(&[u8], usiz
         let room = session.client_room().min(rest.len()).min(setting.piece);
         let phase = session.phase();
         let waiting = &outcome.child[answered..];
-        let line_end = waiting.iter().position(|o| *o == b'\n').filter(|_| phase == Phase::Snoop);
-        if let Some(lf) = line_end.filter(|_| !setting.lazy_child || room == 0 || !session.may_take()) {
+        let speaks = matches!(phase, Phase::Snoop | Phase::Brief);
+        let line_end = waiting.iter().position(|o| *o == b'\n').filter(|_| speaks);
+        if phase == Phase::Summon && (!setting.lazy_child || room == 0) {
+            session.handle_summoned(now);
+            session.handle_child(GREETING, now);
+        } else if let Some(lf) = line_end.filter(|_| !setting.lazy_child || room == 0 || !session.may_take()) {
             numbered += 1;
             let reply = answer(&waiting[..lf - 1], numbered);
             answered += lf + 1;

@@ -3,14 +3,17 @@
 //! 1. Nothing for the child is queued but while snooping, and nothing after the hand-over has begun; no client octet that came behind
 //!    STARTTLS goes on: the session moves to `Dial` only when the client has said nothing behind the STARTTLS line, and an octet
 //!    that comes during the hand-over ends it.
-//! 2. The backend gets, before the gate, only lines that the child got before, and then only what came inside TLS. In the way
+//! 2. The backend gets, before the gate, only lines that the child got before, or would have got, and then only what came inside TLS. In the way
 //!    `keep` it is the child itself, which gets RSET then and nothing else; behind `--mute`, what it is told by the operator.
 //! 3. What a server gets of a stream is some of its lines, in order and normal, none with a fault, and from a cutoff on all the
 //!    octets as they were given.
 //! 4. Replies: one for each command, as long as the child gives one for each line.
 //! 5. The 220 is alone in the queue, and nothing is queued for the client between it and its TLS. Inside TLS the client hears nothing
 //!    of a server's greeting and of its replies to a replay.
-//! 6. The queues and the session's memory are capped; no bug of ours is reported; `Close` stays.
+//! 6. Where somebody stands in for the child: nothing is queued for it until it is there; then, first of all, the last hello that was
+//!    answered with 2yz, if there was one, and behind its reply what 3 says of the stream from the first line on that had no
+//!    answer. Of what it says to greeting and hello the client hears nothing.
+//! 7. The queues and the session's memory are capped; no bug of ours is reported; `Close` stays.
 
 use starttls_wrapper::session::{ClientEnd, EndReason, Phase, Policy, Session, Way, limits};
 use starttls_wrapper::smtp::command::{Kind, Verb, argument};
@@ -21,6 +24,9 @@ use super::memory;
 
 /// What we say inside TLS.
 const OURS_INSIDE: [&[u8]; 4] = [b"421 4.", b"500 5.5.", b"503 5.5.1 Send EHLO first", b"550 5.5.1"];
+/// What we say while the child is told what it must know.
+const OURS_IN_CLEAR: [&[u8]; 7] =
+    [b"421 4.", b"454 4.7.0", b"500 5.5.2", b"501 5.5.4", b"530 5.7.0", b"550 5.7.0 Not", b"503 5.5.1 "];
 const READY: &[u8] = b"220 2.0.0 Ready to start TLS\r\n";
 /// What one call may add to a queue: what it was given, what was held, one of our replies for each that is owed.
 const CALL: usize = 8 * 1024 + limits::EHLO_REPLY + 2 * LIMIT + limits::REPLIES_OWED * 64;
@@ -55,6 +61,12 @@ pub struct Witness {
     /// Of `to_backend`, what was queued before the client's TLS.
     replayed: usize,
     inside_tls: bool,
+    /// Of `clear`, what was answered before the child was there; of its lines those with 2yz; of `to_child`, the hello that it was told
+    /// first.
+    answered: usize,
+    accepted: Vec<Vec<u8>>,
+    hello: usize,
+    briefed: bool,
     /// The child has given more replies than it got lines: nobody can tell which is which.
     spoke_unasked: bool,
     memory: isize,
@@ -91,6 +103,17 @@ impl Witness {
         Self { way: policy.way, inside_tls: is_mute, told: told.collect(), ..Self::default() }
     }
 
+    /// What the session says before anybody has said anything.
+    pub fn begins(&mut self, session: &Session) {
+        self.to_client.extend_from_slice(session.to_client.as_slice());
+    }
+
+    /// Whether the child was needed, and has been told what it must know.
+    #[must_use]
+    pub fn is_briefed(&self) -> bool {
+        self.briefed
+    }
+
     /// Makes one call to the session and looks at what it did.
     pub fn watch(&mut self, session: &mut Session, given: Given<'_>, call: impl FnOnce(&mut Session)) {
         let before = session.phase();
@@ -107,6 +130,7 @@ impl Witness {
             }
             Given::Backend(_) | Given::Event => {}
         }
+        let was_alone = session.is_lazy();
         let held = memory::held();
         call(session);
         self.memory += memory::held() - held;
@@ -115,6 +139,9 @@ impl Witness {
         let for_client = fresh(session.to_client.as_slice(), queued[0]);
         let for_child = fresh(session.to_child.as_slice(), queued[1]);
         let for_backend = fresh(session.to_backend.as_slice(), queued[2]);
+        if was_alone {
+            self.stood_in(before, after, &for_child, &for_client);
+        }
         self.child_side(before, after, &for_child);
         self.backend_side(before, after, &for_backend);
         self.client_side(before, after, given, queued[0], &for_client);
@@ -133,12 +160,54 @@ impl Witness {
 
     fn child_side(&mut self, before: Phase, after: Phase, fresh: &[u8]) {
         self.to_child.extend_from_slice(fresh);
-        let snoops = before == Phase::Snoop || after == Phase::Snoop;
+        let is_briefed = before == Phase::Brief && after != Phase::Close;
+        let snoops = before == Phase::Snoop || after == Phase::Snoop || is_briefed;
         assert!(fresh.is_empty() || snoops, "{before:?} -> {after:?}: the child gets \"{}\"", shown(fresh));
         let cut_off = after == Phase::RelayPlain && before != after;
         if !fresh.is_empty() || cut_off {
-            self.accounts(&self.clear, &self.to_child, cut_off, "child");
+            self.accounts(&self.clear[self.answered..], &self.to_child[self.hello..], cut_off, "child");
         }
+    }
+
+    /// A call to a session whose child is stood in for.
+    fn stood_in(&mut self, before: Phase, after: Phase, for_child: &[u8], for_client: &[u8]) {
+        match (before, after) {
+            (Phase::Snoop, Phase::Summon | Phase::Dial) => {
+                let said = [&self.to_client, for_client].concat();
+                let mut final_lines = lines(&said).filter(|line| line.raw.get(3) != Some(&b'-'));
+                final_lines.next(); // the greeting
+                (self.answered, self.accepted) = (0, Vec::new());
+                for (line, reply) in lines(&self.clear).zip(final_lines) {
+                    self.answered += line.raw.len();
+                    if reply.raw.first() == Some(&b'2') {
+                        self.accepted.push(line.normal());
+                    }
+                }
+                assert!(for_child.is_empty(), "nobody is there who gets \"{}\"", shown(for_child));
+            }
+            (Phase::Brief, Phase::Brief) if !for_child.is_empty() => {
+                assert_eq!(self.hello, 0, "a second hello: \"{}\"", shown(for_child));
+                let hello = self.last_hello().unwrap_or_default();
+                assert_eq!(shown(for_child), shown(&hello), "of \"{}\"", shown(&self.clear));
+                self.hello = hello.len();
+            }
+            (Phase::Brief, Phase::Brief | Phase::Close) => assert!(for_child.is_empty(), "\"{}\"", shown(for_child)),
+            (Phase::Brief, _) => {
+                assert_eq!(self.hello, self.last_hello().unwrap_or_default().len(), "the hello is missing");
+                self.briefed = true;
+            }
+            _ => assert!(for_child.is_empty(), "nobody is there who gets \"{}\"", shown(for_child)),
+        }
+        if before == Phase::Brief {
+            let is_ours = |line: &[u8]| OURS_IN_CLEAR.iter().any(|ours| line.starts_with(ours));
+            assert!(lines(for_client).all(|line| is_ours(line.raw)), "of a briefing: \"{}\"", shown(for_client));
+        }
+    }
+
+    /// The last hello of those that were answered before the child was there, and with 2yz.
+    fn last_hello(&self) -> Option<Vec<u8>> {
+        let is_hello = |line: &&Vec<u8>| matches!(Verb::of(line.trim_ascii_end()), Verb::Ehlo | Verb::Helo);
+        self.accepted.iter().rfind(is_hello).cloned()
     }
 
     fn backend_side(&mut self, before: Phase, after: Phase, fresh: &[u8]) {
@@ -162,7 +231,8 @@ impl Witness {
             }
             for line in lines(fresh) {
                 assert!(
-                    lines(&self.to_child).chain(lines(&self.told)).any(|said| said == line),
+                    lines(&self.to_child).chain(lines(&self.told)).any(|said| said == line)
+                        || self.accepted.iter().any(|accepted| accepted == line.raw),
                     "\"{}\" is new to the backend",
                     shown(line.raw)
                 );
@@ -198,7 +268,7 @@ impl Witness {
     }
 
     fn hand_over(&mut self, before: Phase, after: Phase, given: Given<'_>, session: &Session) {
-        if before == Phase::Snoop && after == Phase::Dial {
+        if matches!(before, Phase::Snoop | Phase::Brief) && after == Phase::Dial {
             let last = lines(&self.clear).last();
             let is_last = last.is_some_and(|line| {
                 line.whole && Verb::of(line.text()) == Verb::Starttls && argument(line.text()).is_empty()
@@ -232,6 +302,16 @@ impl Witness {
             return;
         }
         let (Some(child), Some(client)) = (replies(&self.child_said), replies(&self.to_client)) else { return };
+        if session.is_lazy() {
+            let commands = whole_lines(&self.clear);
+            assert!(
+                client == 1 + commands,
+                "{commands} commands, {client} replies of a stand-in\nclient said \"{}\"\nand got \"{}\"",
+                shown(&self.clear),
+                shown(&self.to_client)
+            );
+            return;
+        }
         let last = self.child_said.split_inclusive(|o| *o == b'\n').next_back().unwrap_or_default();
         let whole = last.is_empty() || last.ends_with(b"\n") && last.get(3) != Some(&b'-');
         if whole && !self.spoke_unasked && child == 1 + whole_lines(&self.to_child) {
