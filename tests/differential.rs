@@ -1,5 +1,6 @@
 //! What qmail, Postfix and Exim would make of a stream, and what the snooper lets through: no server may ever run a guarded command
 //! behind its back. And what a deterministic server says to a client directly and through the session: the same, but for the keyword.
+//! Both also where somebody stands in for the server until it is needed.
 //!
 //! A short form of each runs here; `scripts/differential STREAMS` sets `$STREAMS`, and `$SEED` where the numbers begin.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
@@ -16,10 +17,15 @@ mod snoop;
 #[path = "differential/streams.rs"]
 mod streams;
 
+use std::net::IpAddr;
+use std::sync::{Arc, LazyLock};
+
 use lines::accounts_for;
 use models::{GUARDED, MODELS, Model, knows};
 use server::Server;
-use snoop::{Outcome, Setting, play};
+use snoop::{Outcome, Setting, play, play_lazily};
+use starttls_wrapper::session::StandIn;
+use starttls_wrapper::session::learned::Learned;
 use streams::Random;
 
 /// The program's own; musl's is slow.
@@ -43,9 +49,13 @@ fn answer(model: Model, line: &[u8], number: usize) -> String {
     format!("{class} {number}\r\n")
 }
 
-/// What is wrong with how the stream was treated before a server of this model.
-fn judge(model: Model, stream: &[u8], setting: &Setting) -> Result<Outcome, String> {
-    let outcome = play(stream, setting, &mut |line, number| answer(model, line, number));
+/// What is wrong with how the stream was treated before a server of this model; `lazily`: one that comes when it is needed.
+fn judge(model: Model, stream: &[u8], setting: &Setting, lazily: bool) -> Result<Outcome, String> {
+    let mut answer = |line: &[u8], number| answer(model, line, number);
+    let outcome = match StandIn::new(LEARNED.clone(), None).filter(|_| lazily) {
+        Some(stand_in) => play_lazily(stream, setting, stand_in, &mut answer),
+        None => play(stream, setting, &mut answer),
+    };
     let (snooped, tail) = outcome.child.split_at(outcome.snooped);
     if let Some(at) = guarded(model, snooped) {
         return Err(format!("it runs \"{}\"", snooped[at..].escape_ascii()));
@@ -55,6 +65,12 @@ fn judge(model: Model, stream: &[u8], setting: &Setting) -> Result<Outcome, Stri
     }
     Ok(outcome)
 }
+
+/// What each of them could be learned to say.
+static LEARNED: LazyLock<Arc<Learned>> = LazyLock::new(|| {
+    let text = "greeting 220 0\nehlo 250-0 %h\nehlo 250 X\nhelo 250 0\nnoop 250 0\nrset 250 0\nquit 221 0\n";
+    Arc::new(Learned::parse(text).unwrap())
+});
 
 /// The same failure with as few octets as removing pieces can do.
 fn smallest(mut stream: Vec<u8>, fails: impl Fn(&[u8]) -> bool) -> Vec<u8> {
@@ -94,7 +110,8 @@ fn no_server_runs_a_guarded_command_behind_our_back() {
         let stream = random.stream();
         let setting = setting(&mut random, stream.len());
         for (index, (name, model)) in MODELS.into_iter().enumerate() {
-            match judge(model, &stream, &setting) {
+            let lazily = random.one_in(2);
+            match judge(model, &stream, &setting, lazily) {
                 Ok(outcome) if guarded(model, &stream).is_some() => {
                     would_run[index] += 1;
                     relayed[index] += u64::from(outcome.relayed);
@@ -102,9 +119,9 @@ fn no_server_runs_a_guarded_command_behind_our_back() {
                 }
                 Ok(_) => {}
                 Err(_) => {
-                    let stream = smallest(stream, |fewer| judge(model, fewer, &setting).is_err());
-                    let why = judge(model, &stream, &setting).unwrap_err();
-                    panic!("{name}, seed {seed}, {setting:?}: of \"{}\" {why}", stream.escape_ascii());
+                    let stream = smallest(stream, |fewer| judge(model, fewer, &setting, lazily).is_err());
+                    let why = judge(model, &stream, &setting, lazily).unwrap_err();
+                    panic!("{name}, seed {seed}, {setting:?}, lazily {lazily}: of \"{}\" {why}", stream.escape_ascii());
                 }
             }
         }
@@ -135,7 +152,7 @@ fn a_session_without_starttls_is_the_bare_servers() {
         let mut bare = Server::new(style);
         let direct = bare.hear(&stream);
         let mut child = Server::new(style);
-        let outcome = server::play(&stream, &setting, &mut child, &mut random);
+        let outcome = server::play(&stream, &setting, None, &mut child, &mut random);
         let shown = || format!("seed {seed}, {setting:?}, \"{}\"", stream.escape_ascii());
         assert!(outcome.child == stream, "{}: the child got \"{}\"", shown(), outcome.child.escape_ascii());
         let (seen, count) = without_keyword(&String::from_utf8_lossy(&outcome.client));
@@ -147,4 +164,58 @@ fn a_session_without_starttls_is_the_bare_servers() {
     }
     println!("{streams} sessions, {keywords} EHLO replies, {relayed} relayed");
     assert!(keywords > 0 && relayed > 0);
+}
+
+/// What of these streams the server need not be there for: the last hello in it, how many of all were EHLO, and what is left.
+fn answered_elsewhere(stream: &[u8]) -> (&[u8], usize, &[u8]) {
+    let (mut hello, mut ehlos, mut at) = (&b""[..], 0, 0);
+    for line in stream.split_inclusive(|octet| *octet == b'\n') {
+        match line {
+            b"EHLO a\r\n" | b"HELO a\r\n" => {
+                hello = line;
+                ehlos += usize::from(line.starts_with(b"E"));
+            }
+            b"NOOP\r\n" | b"QUIT\r\n" => {}
+            // Its reply says who the client is.
+            b"RSET\r\n" if !hello.is_empty() => {}
+            _ => break,
+        }
+        at += line.len();
+    }
+    (hello, ehlos, &stream[at..])
+}
+
+#[test]
+fn a_session_with_a_stand_in_is_the_bare_servers() {
+    let (streams, first) = (number("STREAMS", 20_000), number("SEED", 1));
+    let client = IpAddr::from([203, 0, 113, 7]);
+    let learned: Vec<_> = (0..8).map(|style| Arc::new(Server::learn(style))).collect();
+    let (mut alone, mut relayed) = (0, 0);
+    for seed in first..first + streams {
+        let mut random = Random::new(seed);
+        let stream = random.plain_session();
+        let setting = Setting::of([0, [255, 0, 3, 40][random.below(4)]]);
+        let style = random.below(8) as u8;
+        let direct = Server::learnable(style, client).hear(&stream);
+        let mut child = Server::learnable(style, client);
+        let stand_in = StandIn::new(learned[usize::from(style)].clone(), Some(client));
+        let outcome = server::play(&stream, &setting, stand_in, &mut child, &mut random);
+        let shown = || format!("seed {seed}, {setting:?}, style {style}, \"{}\"", stream.escape_ascii());
+        let (hello, ehlos, left) = answered_elsewhere(&stream);
+        let expected = if left.is_empty() { Vec::new() } else { [hello, left].concat() };
+        assert!(outcome.child == expected, "{}: the child got \"{}\"", shown(), outcome.child.escape_ascii());
+        let (seen, count) = without_keyword(&String::from_utf8_lossy(&outcome.client));
+        assert_eq!(seen, direct, "{}", shown());
+        let told = usize::from(!left.is_empty() && hello.starts_with(b"E"));
+        assert_eq!(
+            count,
+            ehlos + outcome.ehlos - told,
+            "{}: STARTTLS is shown with each EHLO and nowhere else",
+            shown()
+        );
+        alone += usize::from(left.is_empty());
+        relayed += usize::from(outcome.relayed);
+    }
+    println!("{streams} sessions with a stand-in, {alone} without a server, {relayed} relayed");
+    assert!(alone > 0 && relayed > 0);
 }
