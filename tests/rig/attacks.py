@@ -1,8 +1,9 @@
 """Attacks on STARTTLS and on what stands around it, each against any server of servers.py, each judged by what the client can see and
 by what was delivered. An attack returns what it found in order, and raises Broken for what must not be.
 
-    attacks.py [RUNS]    against the program in each of its ways, RUNS times the command injection and ten times as often its race
-                         (default 1000; a tenth under the UCSPI-TLS server); then against leaky.py, where every attack must find its hole
+    attacks.py [RUNS [WAY...]]   against the program in each of its ways, or in these, RUNS times the command injection and ten times as often
+                         its race (default 1000; a tenth under the UCSPI-TLS server); then against leaky.py, where every attack must
+                         find its hole
 
 The method and verdicts of the command injection are those of the command-injection-tester of the USENIX Security 2021 study
 (Poddebniak and others, "Why TLS is better without STARTTLS").
@@ -19,8 +20,8 @@ import time
 
 from servers import RIG, Bare, Leaky, Wrapper
 from smtp import Client, deliver, tls_context
-from stage import Broken, Stage, described, expect, limit, many_files, wait_for
-from ways import WAYS
+from stage import Broken, Stage, descriptors, described, expect, limit, many_files, wait_for
+from ways import LISTENERS, WAYS
 
 QUIET = 0.25  # how long a server is listened to that should say nothing
 WORKERS = 8
@@ -65,7 +66,7 @@ def command_injection(server, runs):
             except Broken:
                 return "closed"
             if not reply.startswith(b"220"):
-                return "refused with " + reply[:3].decode()
+                return refused(client, server, reply)
             try:
                 client.secure()
             except (ssl.SSLError, OSError):
@@ -73,6 +74,16 @@ def command_injection(server, runs):
             return verdict_inside_tls(client)
 
     return told(run_many(runs, once))
+
+
+def refused(client, server, reply):
+    """STARTTLS was, with a 4yz or 5yz; by this program as an attack, behind which nothing is answered."""
+    expect(reply[:1] in (b"4", b"5"), "STARTTLS was answered", reply)
+    if server.is_ours:
+        expect(reply.startswith(b"421 4.7.0 Bytes after STARTTLS"), "STARTTLS was answered", reply)
+        said = client.rest()
+        expect(not said, "behind the refusal:", said)
+    return "refused with " + reply[:3].decode()
 
 
 def injection_race(server, runs):
@@ -94,7 +105,7 @@ def injection_race(server, runs):
             except Broken:
                 return "closed"
             if not reply.startswith(b"220"):
-                return "refused with " + reply[:3].decode()
+                return refused(client, server, reply)
             behind = client.buffer
             expect(not behind or behind[:1] == b"\x15", "said in clear behind the 220:", behind)
             try:
@@ -103,7 +114,12 @@ def injection_race(server, runs):
                 return "TLS handshake failed"
             return verdict_inside_tls(client)
 
-    return told(run_many(10 * runs, once))
+    found = run_many(10 * runs, once)
+    if server.is_ours and runs >= 100:
+        # Octets that always came too early, or always too late, would have raced with nothing.
+        rare = 10 * runs // 200
+        expect(found["refused with 421"] > rare and found["TLS handshake failed"] > rare, "no race:", told(found))
+    return told(found)
 
 
 def response_injection(server, runs):
@@ -363,6 +379,8 @@ def half_open(server, runs):
     """Many clients stand between the 220 and their ClientHello; an honest one is served, and nothing of theirs stays."""
     target = server.front()
     many, before = min(runs, 1000), len(server.stage.sessions(target.name))
+    daemon = server.stage.daemons[target.name].pid
+    open_before = descriptors(daemon)
     opened, started = [], time.monotonic()
 
     def open_one(_):
@@ -379,6 +397,8 @@ def half_open(server, runs):
         for client in opened:
             client.socket.close()
     wait_for("their processes to end", lambda: len(server.stage.sessions(target.name)) <= before)
+    if server.is_ours:
+        wait_for("their descriptors to close", lambda: descriptors(daemon) <= open_before)
     return f"{many} open after {took:.1f} s; an honest letter took {honest_took:.2f} s; nothing left"
 
 
@@ -416,12 +436,14 @@ def attack(server, name, runs):
 
 def main():
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    ways = {**WAYS, **LISTENERS}
+    ways = [ways[name] for name in sys.argv[2:] or ways]
     limit(180 + 6 * runs)
     many_files()
     failed = 0
     with Stage() as stage:
         stage.certificate()
-        for way in WAYS.values():
+        for way in ways:
             server = Wrapper(stage, way)
             # Each session of these is an interpreter of Python as well.
             many = max(1, runs // 10) if way.under else runs

@@ -1,7 +1,7 @@
 """System calls that fail, limits down to the floor, and processes that are killed or stopped, in real sessions; each run is judged by
 session.py, and what is no verdict there is printed with how to repeat it.
 
-    faults.py [calls] [limits] [signals]   all of these kinds, or none named: all three
+    faults.py [calls] [limits] [signals] [listener]   all of these kinds, or none named: all four
     faults.py --sample N                   so many of all, drawn with a seed that is printed (--seed S draws them again)
 
 A call fails by strace's injection: EINTR, EAGAIN, EMFILE, ENOMEM, EPIPE, ECONNRESET and EIO at the 1st to 20th call of each system call
@@ -27,18 +27,19 @@ import subprocess
 import sys
 import time
 
+import listening
 import session
 import signals
 from session import Session, check_letters
 from stage import MAILFRONT, Broken, Stage, children_of, described, expect, limit, wait_for
-from ways import MUTE, WAYS
+from ways import LISTENERS, MUTE, WAYS
 
 ERRORS = ["EINTR", "EAGAIN", "EMFILE", "ENOMEM", "EPIPE", "ECONNRESET", "EIO"]
 MOST = 20
 NOT_OURS = {"execve", "close", "getrandom", "exit_group", "exit", "arch_prctl", "set_tid_address", "rt_sigreturn", "+++", "---"}
 WORKERS = 3
 ABORTS = (-6, -11)
-VERDICTS = ["right", "454", "421", "cut", "start", "memory", "BROKEN"]
+VERDICTS = ["right", "454", "421", "cut", "start", "memory", "ended", "lost", "BROKEN"]
 
 
 class Ground:
@@ -195,8 +196,8 @@ def run_limit(ground, name, detail):
     return ground.deliver(mode == "tls", through, cut_is_due=cut_is_due, stack_too_small=name == "stack" and value < 64 << 10)
 
 
-RUNNERS = {"calls": run_call, "limits": run_limit, "signals": signals.run}
-CASES = {"calls": call_cases, "limits": limit_cases, "signals": signals.cases}
+RUNNERS = {"calls": run_call, "limits": run_limit, "signals": signals.run, "listener": listening.run}
+CASES = {"calls": call_cases, "limits": limit_cases, "signals": signals.cases, "listener": listening.cases}
 
 
 def told(case):
@@ -206,7 +207,7 @@ def told(case):
 
 def main():
     arguments = argparse.ArgumentParser()
-    arguments.add_argument("kinds", nargs="*", help="calls, limits, signals")
+    arguments.add_argument("kinds", nargs="*", help="calls, limits, signals, listener")
     arguments.add_argument("--sample", type=int)
     arguments.add_argument("--seed", type=int, default=None)
     arguments.add_argument("--only", help="cases whose description, as printed, matches this pattern")
@@ -215,8 +216,13 @@ def main():
     table, broken, started = collections.defaultdict(collections.Counter), [], time.monotonic()
     with Stage() as stage:
         stage.certificate()
-        grounds = {name: Ground(stage, way) for name, way in {**WAYS, MUTE.name: MUTE}.items()}
-        cases = [(way, *case) for way, ground in grounds.items() for kind in options.kinds or CASES for case in CASES[kind](ground)]
+        # Through --plain no call is another's than without.
+        listeners = {name: way for name, way in LISTENERS.items() if not way.is_daemons}
+        grounds = {name: Ground(stage, way) for name, way in {**WAYS, MUTE.name: MUTE, **listeners}.items()}
+        cases = [
+            (way, *case) for way, ground in grounds.items() for kind in options.kinds or CASES
+            if (kind == "listener") == ground.way.listens for case in CASES[kind](ground)
+        ]
         if options.only:
             cases = [case for case in cases if re.search(options.only, told(case))]
         if options.sample:

@@ -6,7 +6,7 @@ import pathlib
 import sys
 import threading
 
-from stage import MAILFRONT
+from stage import MAILFRONT, wait_for
 from ways import WAYS
 
 RIG = pathlib.Path(__file__).resolve().parent
@@ -35,6 +35,7 @@ class Server:
     name = ""
     has_plaintext = True  # a client that does not ask for TLS is served
     relays_replies = True  # PROG's replies reach the client unchanged
+    is_ours = False
 
     def __init__(self, stage):
         self.stage = stage
@@ -74,6 +75,7 @@ class Wrapper(Server):
     """This program, with another PROG behind it where the way has a backend."""
 
     name = "starttls-wrapper"
+    is_ours = True
     SHORT = {"snoop-timeout": 2, "snoop-total": 2, "handshake-timeout": 2, "relay-timeout": 2}
 
     def __init__(self, stage, way=WAYS["tls"]):
@@ -85,7 +87,28 @@ class Wrapper(Server):
     def start(self, name, queues, prog, timers):
         backend = self.way.behind(self.stage, queues[1], prog, f"{name}-backend")
         options = self.way.timers(self.SHORT if timers else {"handshake-timeout": 60})
+        if self.way.listens:
+            return listener(self.stage, name, self.way, backend, options, queues[0], prog)
         return self.stage.tcpserver(name, self.way.wrapper(self.stage, backend, *options, prog=prog), queues[0])
+
+
+# What a listener says when PROG waits for a client that needs it, and till then what it has learned of PROG is said.
+LAZY = "is started when a client needs it, and not before"
+
+
+def listener(stage, name, way, backend, options, queue, prog=MAILFRONT):
+    """Starts the program as a listener, lazily where PROG is one that can be learned; its port."""
+    is_lazy = prog[1:2] != ["chatty"]
+    port = stage.port()
+    options = [*options, "--listen", f"{stage.address}:{port}", "--workers", "2", f"--lazy={'yes' if is_lazy else 'no'}"]
+    if way.is_daemons:
+        options += ["--plain", f"{stage.address}:{stage.tcpserver(f'{name}-plain', prog, queue)}"]
+        prog = []
+    stage.start(name, way.wrapper(stage, backend, *options, prog=prog), port, QUEUEDIR=str(queue.folder), RUST_LOG="info")
+    wait_for("it to listen", lambda: "listening on" in stage.log(name))
+    if is_lazy:
+        wait_for("the second probe", lambda: LAZY in stage.log(name))
+    return port
 
 
 class Leaky(Server):

@@ -1,11 +1,12 @@
-"""Mixed real sessions at full speed under tcpserver, and long transfers in clear and inside TLS.
+"""Mixed real sessions at full speed under tcpserver and through the listener, and long transfers in clear and inside TLS.
 
-    soak.py MINUTES [GIB]    so long (fractions will do), and so many GiB each way of relaying (default: one for each minute, 10 at most)
+    soak.py MINUTES [GIB]    so long, half of it each (fractions will do), and so many GiB each way of relaying (default: one for each minute, 10
+                             at most); a tenth of that through the listener
 
 Sessions are drawn at random: a letter in clear, by STARTTLS with TLS 1.2 or 1.3, one broken off by a reset or a close somewhere, and one
 that misbehaves. Every reply is checked, every accepted letter is found again with its sha256, each kind in its own queue. What must
-stay flat is sampled each second: descriptors and memory of tcpserver, zombies; of a transfer's own program: descriptors and memory.
-Exit codes come from tcpserver's log.
+stay flat is sampled each second: descriptors and memory of the one process that stays (tcpserver, the listener), zombies; of a transfer's own
+program: descriptors and memory. Exit codes come from tcpserver's log; a listener's must have no bug of ours and no other server than was learned of.
 """
 
 import collections
@@ -21,16 +22,17 @@ import sys
 import threading
 import time
 
-from servers import RIG, Target
+from servers import RIG, Target, listener
 from smtp import Client, deliver, tls_context
-from stage import Broken, Stage, below, described, expect, limit, many_files, wait_for
-from ways import WAYS
+from stage import Broken, Stage, below, descriptors, described, expect, limit, many_files, wait_for
+from ways import LISTENERS, WAYS
 
 WORKERS = 6
 GIB = 1 << 30
 CONTEXTS = [tls_context(ssl.TLSVersion.TLSv1_2), tls_context(ssl.TLSVersion.TLSv1_3)]
 FLAT = 512  # KiB that a program's memory may grow once it is at work
 AT_WORK = GIB // 4  # octets behind which the buffers of a transfer have grown
+EACH = 10  # descriptors of a listener's session at most (src/driver/listen.rs)
 MOST = 8192  # KiB that a program may have in a transfer, however short
 
 
@@ -139,12 +141,6 @@ def memory(pid):
     return 0
 
 
-def descriptors(pid):
-    with contextlib.suppress(OSError):
-        return len(os.listdir(f"/proc/{pid}/fd"))
-    return 0
-
-
 def processor_time(pid):
     """Ticks of 10 ms in user and system mode: who hangs and who spins."""
     with contextlib.suppress(OSError):
@@ -152,12 +148,19 @@ def processor_time(pid):
     return "gone"
 
 
-def sessions(stage, seconds):
-    """The mixed sessions."""
-    queues = {"clear": stage.queue("clear"), "tls": stage.queue("tls")}
-    backend = stage.stunnel(queues["tls"])
-    port = stage.tcpserver("front", WAYS["tls"].wrapper(stage, backend), queues["clear"])
-    target, tcpserver = Target("front", stage.address, port, []), stage.daemons["front"].pid
+def sessions(stage, seconds, listens):
+    """The mixed sessions, through the listener or under tcpserver."""
+    front = "listener" if listens else "tcpserver"
+    queues = {kind: stage.queue(f"{front}-{kind}") for kind in ("clear", "tls")}
+    backend = stage.stunnel(queues["tls"], name=f"{front}-backend")
+    if listens:
+        port = listener(stage, front, LISTENERS["listen"], backend, [], queues["clear"])
+    else:
+        port = stage.tcpserver(front, WAYS["tls"].wrapper(stage, backend), queues["clear"])
+    target, process = Target(front, stage.address, port, []), stage.daemons[front].pid
+    # A listener has a spawner.
+    staying = below(process)
+    before = descriptors(process)
     janitor = Janitor(queues)
     janitor.start()
     until, counted, errors, accepted = time.monotonic() + seconds, collections.Counter(), [], collections.Counter()
@@ -170,7 +173,7 @@ def sessions(stage, seconds):
             try:
                 with_letters(kind, rng)
             except (Broken, OSError, ssl.SSLError) as error:
-                open_now = [f"{described(pid)} {processor_time(pid)}" for pid in stage.sessions("front")]
+                open_now = [f"{described(pid)} {processor_time(pid)}" for pid in stage.sessions(front)]
                 errors.append(f"{kind.__name__}: {error!r}, while there were {open_now}")
 
     def with_letters(kind, rng):
@@ -187,42 +190,50 @@ def sessions(stage, seconds):
         working = [pool.submit(work, number) for number in range(WORKERS)]
         last = set()
         while not all(each.done() for each in working):
-            samples.append((descriptors(tcpserver), memory(tcpserver)))
-            now = {about for pid in below(tcpserver) if (about := described(pid)).endswith("Z")}
+            samples.append((descriptors(process), memory(process)))
+            now = {about for pid in below(process) if (about := described(pid)).endswith("Z")}
             zombies.update(now & last)  # seen twice, a second apart
             last = now
             time.sleep(1)
         for each in working:
             each.result()
-    wait_for("the last sessions to end", lambda: not stage.sessions("front"), 60)
-    wait_for("the backend's sessions to end", lambda: not below(stage.daemons["stunnel"].pid), 60)
+    wait_for("the last sessions to end", lambda: stage.sessions(front) == staying, 60)
+    wait_for("the backend's sessions to end", lambda: not below(stage.daemons[f"{front}-backend"].pid), 60)
     janitor.done = True
     janitor.join()
     janitor.sweep()
     codes = collections.Counter(
-        int(status) for status in re.findall(r"^tcpserver: end \d+ status (\d+)", stage.log("front"), re.M))
+        int(status) for status in re.findall(r"^tcpserver: end \d+ status (\d+)", stage.log(front), re.M))
     strays = [described(pid) for pid in stage.strays()]
-    print(f"sessions: {sum(counted.values())} in {seconds:.0f} s ({sum(counted.values()) / seconds:.0f} a second): {dict(counted)}")
+    print(f"{front}: {sum(counted.values())} sessions in {seconds:.0f} s ({sum(counted.values()) / seconds:.0f} a second): {dict(counted)}")
     print(f"letters accepted {dict(accepted)}, found {dict(janitor.found)}, damaged {janitor.bad}")
-    print(f"exit codes: { {code >> 8 if code & 255 == 0 else f'signal {code & 127}': number for code, number in codes.items()} }")
+    if not listens:
+        print(f"exit codes: { {code >> 8 if code & 255 == 0 else f'signal {code & 127}': number for code, number in codes.items()} }")
     half = samples[len(samples) // 4:] or samples
     grown = max(rss for _, rss in half) - half[0][1]
-    print(f"tcpserver: {samples[0][0]} to {max(fds for fds, _ in samples)} descriptors, memory grown by {grown} KiB")
+    print(f"its descriptors: {before} before, {max(fds for fds, _ in samples)} at most, {descriptors(process)} behind; memory {half[0][1]} KiB, grown by {grown}")
     print(f"zombies: {dict(zombies) or 'none'}; left behind: {strays or 'none'}; protocol errors: {len(errors)}")
     expect(not errors, "protocol errors:", *errors[:5])
     expect(janitor.found == accepted and not janitor.bad, "letters lost, doubled or damaged")
     expect(set(codes) <= {0, 1 << 8, 98 << 8}, "exit codes", codes)
     expect(not zombies and not strays, "processes left")
-    expect(max(fds for fds, _ in samples) - samples[0][0] <= 1 and grown < FLAT, "not flat")
+    # Of a listener's descriptors each session has its own, as long as it lasts.
+    most = before + WORKERS * EACH if listens else before + 1
+    expect(max(fds for fds, _ in samples) <= most and descriptors(process) <= before + (not listens) and grown < FLAT, "not flat")
+    said = [line for line in stage.log(front).splitlines() if re.search("bug|panicked|not what was learned|spawner", line)]
+    expect(not said, "the log:", *said[:3])
 
 
-def transfer(stage, octets, by_tls):
+def transfer(stage, octets, by_tls, listens=False):
     """Relays so many octets; PROG's sha256 must be ours."""
-    queue = stage.queue(f"bulk-{by_tls}")
     prog = [str(RIG / "prog.sh"), "hashing", str(octets)]
-    name = f"bulk-{'tls' if by_tls else 'clear'}"
+    name = f"bulk-{'tls' if by_tls else 'clear'}{'-listener' if listens else ''}"
+    queue = stage.queue(name)
     backend = stage.stunnel(queue, prog, f"{name}-backend")
-    port = stage.tcpserver(name, WAYS["tls"].wrapper(stage, backend, prog=prog), queue)
+    if listens:
+        port = listener(stage, name, LISTENERS["listen"], backend, [], queue, prog)
+    else:
+        port = stage.tcpserver(name, WAYS["tls"].wrapper(stage, backend, prog=prog), queue)
     digest, block, sent, samples = hashlib.sha256(), bytearray(os.urandom(1 << 18)), 0, []
     with Client(Target(name, stage.address, port, []), 300) as client:
         if by_tls:
@@ -231,7 +242,7 @@ def transfer(stage, octets, by_tls):
             client.greeting()
         client.ask(b"EHLO client.example", b"250")
         client.ask(b"MAIL FROM:<a@client.example>", b"250")
-        program = wait_for("the program", lambda: stage.sessions(name))[0]
+        program = stage.daemons[name].pid if listens else wait_for("the program", lambda: stage.sessions(name))[0]
         started = next_sample = time.monotonic()
         while sent < octets:
             block[:8] = sent.to_bytes(8, "big")
@@ -249,7 +260,7 @@ def transfer(stage, octets, by_tls):
     most, fds = max(rss for _, rss, _ in samples), {fds for fds, _, _ in samples[len(samples) // 4:]}
     grown = max(steady) - steady[0] if steady else 0
     flat = f"memory {most} KiB, grown by {grown} once at work" if steady else f"memory {most} KiB, too short to see growth"
-    print(f"{octets / GIB:g} GiB {'inside TLS' if by_tls else 'in clear'}: sha256 equal; {octets / took / (1 << 20):.0f} MiB/s; "
+    print(f"{octets / GIB:g} GiB {'inside TLS' if by_tls else 'in clear'}{', listener' if listens else ''}: sha256 equal; {octets / took / (1 << 20):.0f} MiB/s; "
           f"{flat}; descriptors {sorted(fds)}", flush=True)
     expect(grown <= FLAT and most < MOST and len(fds) == 1, "not flat")
 
@@ -263,8 +274,9 @@ def main():
     with Stage() as stage:
         stage.certificate()
         for act in (
-            lambda: sessions(stage, minutes * 60), lambda: transfer(stage, int(gib * GIB), False),
-            lambda: transfer(stage, int(gib * GIB), True),
+            lambda: sessions(stage, minutes * 30, False), lambda: sessions(stage, minutes * 30, True),
+            lambda: transfer(stage, int(gib * GIB), False), lambda: transfer(stage, int(gib * GIB), True),
+            lambda: transfer(stage, int(gib * GIB / 10), False, True), lambda: transfer(stage, int(gib * GIB / 10), True, True),
         ):
             try:
                 act()

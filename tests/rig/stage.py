@@ -88,6 +88,13 @@ def described(pid):
     return ""
 
 
+def descriptors(pid):
+    """How many are open."""
+    with contextlib.suppress(OSError):
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    return 0
+
+
 def is_listening(address, port):
     """Looked up in the kernel's table: a probe would be a session."""
     octets = "".join(f"{int(octet):02X}" for octet in reversed(address.split(".")))

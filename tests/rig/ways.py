@@ -25,6 +25,8 @@ class Way:
     waits: bool = False  # a process waits to become PROG
     options: tuple = ()  # what the command line says of it; without, `--way` and its name
     greets: bool = True  # the client was not greeted elsewhere
+    listens: bool = False  # it is no UCSPI server's child: it listens itself, and starts PROG when a client needs it
+    is_daemons: bool = False  # PROG is started by a UCSPI server, which it connects to (`--plain`)
 
     def behind(self, stage, queue, prog=MAILFRONT, name="backend"):
         """The port of what goes on behind TLS, or None where that is PROG itself."""
@@ -88,3 +90,13 @@ WAYS = {
 }
 
 MUTE = Way("mute", IN_CLEAR | {"greeting-timeout", "replay-timeout"}, ends_tls=False, options=("--mute=always",), greets=False)
+
+# The same program as a listener, whose clients are served before PROG is there.
+LISTENERS = {
+    way.name: way
+    for way in (
+        Way("listen", WAYS["tls"].time_outs, stunnel, options=("--way", "tls"), listens=True),
+        Way("listen-keep", OF_CHILD, options=("--way", "keep"), listens=True),
+        Way("listen-plain", WAYS["tls"].time_outs, stunnel, options=("--way", "tls"), listens=True, is_daemons=True),
+    )
+}
