@@ -1,7 +1,7 @@
 //! What one loop counts. Each loop has a [`Meter`] of its own and writes it alone; whoever wants to see it reads it at any time and
 //! adds the loops up. Nothing is locked, found by a name, or allocated for a session.
 //!
-//! Contract: a session that is counted has a [`Metered`], which is told of each phase it comes to ([`super::Conn`]'s `notice`) and of its
+//! Contract: a session that is counted has a `Metered`, which is told of each phase it comes to ([`super::Conn`]'s `notice`) and of its
 //! end. It gives its place in the gauge back when it is dropped, whoever drops it. Every STARTTLS that is asked for is done or failed in one
 //! step, exactly once. A UCSPI child counts nothing.
 

@@ -225,21 +225,44 @@ fn two_hundred_sessions_are_seen_while_they_are_there_and_not_after() {
     }
     let page = Page::of(address);
     assert_eq!((page.value("sessions{state=\"snoop\"}"), page.sessions()), (200.0, 200.0));
-    assert_eq!(page.value("sessions_limit"), 200.0);
+    let places = ["sessions_limit", "places_taken", "stress"].map(|name| page.value(name));
+    assert_eq!(places, [200.0, 200.0, 1.0]);
     stage.door.connect();
     stage.talk(&[("", "421 4.7.0 Too many sessions, try again later\r\n")]);
     drop(clients);
     let page = at_rest(address);
     assert_eq!(page.value("connections_refused_total{limit=\"sessions\"}"), 1.0);
     assert_eq!(page.value("connections_accepted_total"), 201.0);
-    let ended: f64 = page
-        .samples
-        .iter()
-        .filter(|(series, _)| series.starts_with("sessions_ended_total"))
-        .map(|(_, value)| value)
-        .sum();
+    let ended = page.sum("sessions_ended_total");
     assert_eq!((page.value("sessions_begun_total"), ended), (200.0, 200.0));
     assert_eq!(page.value("plaintext_servers_avoided_total"), 200.0);
+}
+
+#[test]
+fn each_limit_has_a_count_of_its_own() {
+    for (limit, options) in [
+        ("address", &["--max-per-ip", "1"][..]),
+        ("rate", &["--rate-per-ip", "1"]),
+        ("proxy", &["--proxy-protocol", "--proxy-from", "192.0.2.0/24"]),
+        ("proxy", &["--proxy-protocol", "--proxy-from", "127.0.0.0/8"]),
+    ] {
+        let address = free_address();
+        let place = address.to_string();
+        let options = [&["--metrics", &place], options].concat();
+        let mut door = Door::open(&Start { options: &options, shape: Shape::Listener, ..Start::USUAL });
+        let refused = |page: &Page| page.value(&format!("connections_refused_total{{limit=\"{limit}\"}}"));
+        let mut clients = Vec::new();
+        let is_counted = wait_until(PATIENCE, || {
+            clients.extend(door.client.take());
+            door.connect();
+            door.client.as_mut().unwrap().send(b"EHLO x\r\n");
+            refused(&Page::of(address)) >= 1.0
+        });
+        assert!(is_counted, "{limit}: {}", door.said());
+        let page = Page::of(address);
+        let all = page.sum("connections_refused_total");
+        assert_eq!(all, refused(&page), "{limit}: and no other");
+    }
 }
 
 #[test]

@@ -106,9 +106,15 @@ impl Page {
         *self.samples.get(series).unwrap_or_else(|| panic!("no {series}"))
     }
 
+    /// One family, whatever its labels.
+    pub(crate) fn sum(&self, family: &str) -> f64 {
+        let is_its = |series: &str| series.split('{').next() == Some(family);
+        self.samples.iter().filter(|(series, _)| is_its(series)).map(|(_, value)| value).sum()
+    }
+
     /// Sessions at present, in whatever state.
     pub(crate) fn sessions(&self) -> f64 {
-        self.samples.iter().filter(|(series, _)| series.starts_with("sessions{")).map(|(_, value)| value).sum()
+        self.sum("sessions")
     }
 
     /// All that is not 0, but for what tells of time and of the process.
@@ -118,6 +124,7 @@ impl Page {
             "start_time_seconds",
             "loops",
             "sessions_limit",
+            "places_taken",
             "step_seconds_bucket",
             "step_seconds_sum",
             "plaintext_server_",
