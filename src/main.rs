@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use starttls_wrapper::check;
 use starttls_wrapper::cli::{self, Invocation};
-use starttls_wrapper::driver::{listen, ucspi};
+use starttls_wrapper::driver::{greeting, listen, ucspi};
 use starttls_wrapper::error::{Fatal, exit};
 use starttls_wrapper::logging;
 use starttls_wrapper::sys::{exit_now, inherited};
@@ -33,6 +33,10 @@ fn run() -> Result<u8, Fatal> {
             Ok(exit::OVER)
         }
         Invocation::Check(config) => check::run(&config),
+        Invocation::Probe(probe) => {
+            logging::init(probe.verbosity);
+            greeting::probe(&probe)
+        }
         Invocation::Serve(config) => {
             logging::init(config.verbosity);
             let code = match config.listen.clone() {

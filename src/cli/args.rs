@@ -110,8 +110,11 @@ pub fn split(
         _ => return Err(Fatal::Usage("--mute stands behind the TLS of --way raw: leave out --way".to_owned())),
     };
     let mut rest = first.into_iter().chain(parser.raw_args().map_err(|error| superfluous(&error))?);
-    let mut next = |what| rest.next().ok_or_else(|| missing(way, what));
-    let host = if way.dials() { Some(next("HOST")?) } else { None };
+    let probes = times[Id::Probe as usize] > 0;
+    let called = if probes { "--probe".to_owned() } else { called(way) };
+    let has_host = way.dials() && !probes;
+    let mut next = |what| rest.next().ok_or_else(|| missing(&called, has_host, what));
+    let host = if has_host { Some(next("HOST")?) } else { None };
     let has_port = host.as_deref().is_some_and(|host| socket_path(host).is_none());
     let port = if has_port { Some(next("PORT")?) } else { None };
     let has_prog = values[Id::Plain as usize].is_none();
@@ -122,7 +125,7 @@ pub fn split(
     }
     if !has_port
         && has_prog
-        && let Some(what) = superfluous_words(way, &program, arguments.first())
+        && let Some(what) = superfluous_words(&called, &program, arguments.first())
     {
         return Err(Fatal::Usage(what));
     }
@@ -153,7 +156,7 @@ pub(super) fn socket_path(host: &OsStr) -> Option<&OsStr> {
 /// Whoever has a program of such a name calls it `./25`. Other host names are taken for PROG, which then can't be started.
 ///
 /// Rejected: looking whether such a program exists. A usage error must not depend on what is installed.
-fn superfluous_words(way: Way, program: &OsStr, next: Option<&OsString>) -> Option<String> {
+fn superfluous_words(called: &str, program: &OsStr, next: Option<&OsString>) -> Option<String> {
     let is_number = |word: &OsStr| !word.is_empty() && word.as_bytes().iter().all(u8::is_ascii_digit);
     let is_host = |word: &OsStr| {
         let name = word.to_str().unwrap_or_default();
@@ -161,18 +164,17 @@ fn superfluous_words(way: Way, program: &OsStr, next: Option<&OsString>) -> Opti
         name.parse::<IpAddr>().is_ok() || name.eq_ignore_ascii_case("localhost") || is_dotted
     };
     if socket_path(program).is_some() || next.is_some_and(|next| is_number(next)) && is_host(program) {
-        Some(format!("{} takes no HOST PORT, PROG follows the options, not {program:?}", called(way)))
+        Some(format!("{called} takes no HOST PORT, PROG follows the options, not {program:?}"))
     } else if is_number(program) {
-        Some(format!("{} takes no PORT here, PROG was expected, not {program:?}", called(way)))
+        Some(format!("{called} takes no PORT here, PROG was expected, not {program:?}"))
     } else {
         None
     }
 }
 
-fn missing(way: Way, what: &str) -> Fatal {
-    let words = if way.dials() { "HOST PORT PROG" } else { "PROG" };
-    let way = called(way);
-    Fatal::Usage(format!("{what} is missing: starttls-wrapper {way} [OPTIONS] {words} [ARGS...]; see --help"))
+fn missing(called: &str, has_host: bool, what: &str) -> Fatal {
+    let words = if has_host { "HOST PORT PROG" } else { "PROG" };
+    Fatal::Usage(format!("{what} is missing: starttls-wrapper {called} [OPTIONS] {words} [ARGS...]; see --help"))
 }
 
 /// The words by which a way is chosen.

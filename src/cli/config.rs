@@ -45,6 +45,8 @@ pub struct Config {
     pub ca_dir: Option<PathBuf>,
     /// The name that the backend's certificate must bear; `None`: HOST.
     pub backend_name: Option<String>,
+    /// What PROG says to everybody; a UCSPI child puts it off then.
+    pub greeting: Option<PathBuf>,
     /// Don't check the backend's certificate. HOST is then `localhost` or a loopback literal, as it is in the way `plain`;
     /// what `localhost` resolves to is for the dialler to check.
     pub backend_insecure: bool,
@@ -126,6 +128,7 @@ impl Config {
         let backend_source = backend_source(&typed, host)?;
         let is_told = send_proxy.is_some() || backend_source.is_some() || typed.times(Id::TrustedLoopback) > 0;
         Ok(Self {
+            greeting: typed.value(Id::Greeting).map(PathBuf::from),
             ticket_keys: ticket_keys(&typed, &identity)?,
             identity,
             ca_file: typed.value(Id::BackendCa).map(PathBuf::from),
@@ -184,7 +187,7 @@ fn refuse_idle(typed: &Typed) -> Result<(), Fatal> {
         Way::UcspiTls => [&own[..4], &tls, &host].concat(),
         Way::UcspiRespawn => [&own[..4], &tls, &host[..5]].concat(),
         Way::Raw => [&own[..], &tls, &[Id::ProxyFacts, Id::Replay, Id::GreetingTimeout, Id::ReplayTimeout]].concat(),
-        Way::Mute => [&own[..], &tls, &snoop, &host[..6]].concat(),
+        Way::Mute => [&own[..], &tls, &snoop, &host[..6], &[Id::Greeting]].concat(),
     };
     match idle.iter().find(|id| typed.times(**id) > 0) {
         Some(id) => usage(format!("{} says nothing with {}", called(*id), args::called(typed.way))),
@@ -238,7 +241,7 @@ fn port(word: &OsStr) -> Result<u16, Fatal> {
     }
 }
 
-fn program(word: OsString) -> Result<OsString, Fatal> {
+pub(super) fn program(word: OsString) -> Result<OsString, Fatal> {
     if word.is_empty() { usage("PROG must be a program, not nothing".to_owned()) } else { Ok(word) }
 }
 
@@ -357,7 +360,7 @@ fn bad_cutoff<T>(item: &str) -> Result<T, Fatal> {
     usage(format!("--cutoff takes verbs, commands=N and seconds=N, comma-separated, not {item:?}"))
 }
 
-fn timeouts(typed: &Typed) -> Result<Timeouts, Fatal> {
+pub(super) fn timeouts(typed: &Typed) -> Result<Timeouts, Fatal> {
     let or = |id: Id, default: Duration| match number(typed, id)? {
         Some(0) => usage(format!("{} must be at least 1 second", called(id))),
         Some(seconds) => Ok(Duration::from_secs(seconds.into())),
@@ -407,7 +410,7 @@ fn backend_source(typed: &Typed, host: Option<&str>) -> Result<Option<IpAddr>, F
 }
 
 /// Each `-v` or `-q` is one step from `info`, where the one line per session is said.
-fn verbosity(louder: u8, quieter: u8) -> LevelFilter {
+pub(super) fn verbosity(louder: u8, quieter: u8) -> LevelFilter {
     match i16::from(louder) - i16::from(quieter) {
         ..=-3 => LevelFilter::Off,
         -2 => LevelFilter::Error,

@@ -108,6 +108,9 @@ pub(super) fn listen(typed: &Typed) -> Result<Option<Listen>, Fatal> {
             None => Ok(None),
         };
     }
+    if typed.times(Id::Greeting) > 0 {
+        return usage("--greeting is a UCSPI child's: a listener asks PROG itself (--lazy)".to_owned());
+    }
     if !matches!(typed.way, Way::Tls | Way::Plain | Way::Keep | Way::Raw) {
         return usage(format!("--listen and {} can't be had together", way_called(typed.way)));
     }

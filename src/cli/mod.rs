@@ -8,6 +8,7 @@ mod listen;
 mod mute;
 mod network;
 pub mod options;
+mod probe;
 
 use std::ffi::OsString;
 
@@ -18,6 +19,7 @@ pub use mute::Mute;
 pub use network::Network;
 use options::Id;
 pub use options::{LISTENER_VARIABLES, OWN_VARIABLES};
+pub use probe::Probe;
 
 /// What the command line comes to.
 #[derive(Debug)]
@@ -28,6 +30,8 @@ pub enum Invocation {
     Serve(Box<Config>),
     /// Say what would become of it (`--check`).
     Check(Box<Config>),
+    /// Say what PROG says (`--probe`).
+    Probe(Box<Probe>),
 }
 
 /// Reads `words` (argv without the program's name) and, through `environment`, the variables that are ours.
@@ -40,6 +44,9 @@ pub fn read(
 ) -> Result<Invocation, Fatal> {
     match args::split(words, environment)? {
         args::Request::Print(text) => Ok(Invocation::Print(text)),
+        args::Request::Serve(typed) if typed.times(Id::Probe) > 0 => {
+            Ok(Invocation::Probe(Box::new(probe::probe(*typed)?)))
+        }
         args::Request::Serve(typed) => {
             let is_tried = typed.times(Id::Check) > 0;
             let config = Box::new(Config::check(*typed)?);

@@ -26,6 +26,7 @@ pub enum Id {
     MaxStarttls,
     Cutoff,
     Relay,
+    Greeting,
     SnoopTimeout,
     SnoopTotal,
     DialTimeout,
@@ -56,6 +57,7 @@ pub enum Id {
     Gid,
     NoSandbox,
     Check,
+    Probe,
     Verbose,
     Quiet,
     RustLog,
@@ -181,7 +183,7 @@ impl OptionSpec {
 }
 
 /// The table.
-pub const OPTIONS: [OptionSpec; 59] = [
+pub const OPTIONS: [OptionSpec; 61] = [
     valued(Id::Cert, "cert", "FILE", "", Group::Certificate, "our certificate chain, PEM").with_env("CERTFILE"),
     valued(Id::Key, "key", "FILE", "the --cert file", Group::Certificate, "the private key of --cert, PEM")
         .with_env("KEYFILE"),
@@ -281,6 +283,7 @@ pub const OPTIONS: [OptionSpec; 59] = [
     ),
     valued(Id::Cutoff, "cutoff", "LIST", "", Group::Policy, "further ends of snooping: VERB,...,commands=N,seconds=N"),
     valued(Id::Relay, "relay", "splice|copy", "splice", Group::Policy, "how relayed plaintext moves"),
+    valued(Id::Greeting, "greeting", "FILE", "", Group::Policy, "what PROG would say until it is needed; see --probe"),
     timeout(Id::SnoopTimeout, "snoop-timeout", "300", "between two commands"),
     timeout(Id::SnoopTotal, "snoop-total", "600", "all snooping together"),
     timeout(Id::DialTimeout, "dial-timeout", "10", "connecting to HOST PORT"),
@@ -338,6 +341,7 @@ pub const OPTIONS: [OptionSpec; 59] = [
     variable(Id::Gid, "GID", Group::Listener, "group id that PROG is to have").with_value("GID"),
     flag(Id::NoSandbox, "no-sandbox", Group::General, "keep every right that the kernel gives us"),
     flag(Id::Check, "check", Group::General, "try all of it without a client; exit 1: a problem").with_env("NO_COLOR"),
+    flag(Id::Probe, "probe", Group::General, "print what PROG says to everybody, for --greeting"),
     flag(Id::Verbose, "verbose", Group::General, "say more on stderr: -v debug, -vv trace").with_short('v'),
     flag(Id::Quiet, "quiet", Group::General, "say less: -q warnings, -qq errors, -qqq nothing").with_short('q'),
     variable(
@@ -371,7 +375,8 @@ pub fn help() -> String {
     page(
         concat!(
             "Usage: starttls-wrapper [--way tls|plain|raw] [OPTIONS] {HOST PORT | unix:PATH} PROG [ARGS...]\n",
-            "       starttls-wrapper {--way keep|respawn|ucspi-tls[-respawn] | --mute} [OPTIONS] PROG [ARGS...]\n",
+            "       starttls-wrapper --way {keep|respawn|ucspi-tls[-respawn]} [OPTIONS] PROG [ARGS...]\n",
+            "       starttls-wrapper {--mute | --probe} [OPTIONS] PROG [ARGS...]\n",
             "Runs PROG, a plaintext SMTP server, for fds 0 and 1; a client's STARTTLS leads to HOST PORT.\n",
         ),
         |group| !matches!(group, Group::Listener | Group::Hidden),

@@ -43,7 +43,7 @@ use super::watch::{Loop, Over, Watch, event};
 use super::worker::{House, Stage, Worker};
 
 /// What a UCSPI server says of a client and we do not: nothing of an older one may be found in its place.
-const UCSPI_VARIABLES: [&str; 3] = ["TCPREMOTEHOST", "TCPREMOTEINFO", "TCPLOCALHOST"];
+pub(super) const UCSPI_VARIABLES: [&str; 3] = ["TCPREMOTEHOST", "TCPREMOTEINFO", "TCPLOCALHOST"];
 
 /// Descriptors that are no session's: log, sockets, loops, the spawner, with room to spare.
 const OUR_OWN: u64 = 128;

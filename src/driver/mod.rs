@@ -3,6 +3,7 @@
 mod addresses;
 mod admission;
 mod again;
+pub mod greeting;
 pub mod listen;
 mod lobby;
 mod metrics;

@@ -29,7 +29,7 @@ use crate::sys::spawner::Spawner;
 use super::worker::variables;
 
 /// The two that every probe is one of: TEST-NET-1 and TEST-NET-2 (RFC 5737), names that nobody has (RFC 6761 6.4).
-const NAMES: [(&str, Ipv4Addr); 2] = [
+pub(super) const NAMES: [(&str, Ipv4Addr); 2] = [
     ("probe-one.starttls-wrapper.invalid", Ipv4Addr::new(192, 0, 2, 25)),
     ("probe-two.starttls-wrapper.invalid", Ipv4Addr::new(198, 51, 100, 25)),
 ];

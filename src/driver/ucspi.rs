@@ -1,7 +1,7 @@
 //! One session on descriptors 0 and 1, as a child of tcpserver, s6-tcpserver, inetd or systemd.
 //!
 //! Start-up is part of the data path, and its order is the contract: with `--way respawn` the place of the second child, which
-//! is a copy of us; the child, so that its greeting never waits for us; then certificate and keys, and roots are opened; then the
+//! is a copy of us; the child, so that its greeting never waits for us, or its place, where a file says what it would greet with (`--greeting`); then certificate and keys, and roots are opened; then the
 //! ids are dropped; then the sandbox; and only then is the client's first octet read. With `--require-tls` the certificate comes before the child: without it there is no service to start.
 
 use std::io;
@@ -17,11 +17,11 @@ use zeroize::Zeroizing;
 use crate::cli::{Config, IdentitySource, OWN_VARIABLES, Server};
 use crate::client_info::{self, ClientInfo};
 use crate::engine::{
-    self, CLIENT_IN, CLIENT_OUT, Conn, Ends, Front, Parts, Peer, SIGNALS, Secrets, TLS_SERVER, TlsServer,
+    self, CLIENT_IN, CLIENT_OUT, Conn, Ends, Front, Parts, Peer, SIGNALS, Secrets, Source, TLS_SERVER, TlsServer,
 };
 use crate::error::Fatal;
 use crate::proxy::Header;
-use crate::session::{ChildEnd, EndReason, PolicyEnd};
+use crate::session::{ChildEnd, EndReason, PolicyEnd, StandIn};
 use crate::smtp::reply::Ours;
 use crate::sys::child::{self, Child};
 use crate::sys::dial::{Place, Target};
@@ -31,7 +31,7 @@ use crate::sys::sandbox::{self, Confined, Needs};
 use crate::sys::{inherited, privileges, signals};
 use crate::tls::{Identity, Roots, UnixTime};
 
-use super::tickets;
+use super::{greeting, tickets};
 
 /// What is said where HOST can't tell a client from this host.
 const HAZARD: &str = "HOST takes every client in TLS for this host: an open relay, if it relays for loopback \
@@ -56,23 +56,25 @@ pub fn serve(config: Config) -> Result<u8, Fatal> {
     };
     let identity =
         if config.policy.require_tls && config.policy.way.ends_tls() { Some(identity(&config.identity)) } else { None };
-    let child = held.and_then(|()| match identity {
+    let front = held.and_then(|()| match identity {
         Some(None) => Err(EndReason::Policy(PolicyEnd::NoCertificate)),
         None | Some(Some(_)) => start(&config),
     });
+    let front = front.unwrap_or_else(Front::Failed);
     let identity = identity.unwrap_or_else(|| self::identity(&config.identity));
     // Where STARTTLS is not offered, nobody is dialled.
     let offers_tls = identity.is_some() || !config.policy.way.ends_tls();
     let (target, peer) = if offers_tls { (target(&config), peer(&config)) } else { (None, None) };
     let dropped = privileges::become_user(config.uid, config.gid).and_then(|()| privileges::harden());
     let told = tls_server.iter().filter_map(|server| server.pid);
-    let children = child.iter().map(Child::pid).chain(holder.iter().map(Holder::pid)).chain(told).collect();
+    let children = front.pid().into_iter().chain(holder.iter().map(Holder::pid)).chain(told).collect();
     let needs = config.sandbox.then(|| needs(target.as_ref(), peer.as_ref(), children));
     let tickets = config.ticket_keys.as_deref().filter(|_| identity.is_some()).and_then(|path| {
         tickets::from_file(path).inspect_err(|why| warn!("clients get no session tickets: {why}")).ok()
     });
     let secrets = Secrets { identity, tickets, peer };
-    let mut conn = Parted::new(config, secrets, target, child, holder, tls_server, started)
+    let greeting = config.greeting.clone();
+    let mut conn = Parted::new(config, secrets, target, front, holder, tls_server, started)
         .map_err(|error| turn_away("watch the client", error))?;
     if let Err(error) = dropped {
         conn.conn.end_with(EndReason::System(format!("can't drop privileges: {error}")));
@@ -84,7 +86,11 @@ pub fn serve(config: Config) -> Result<u8, Fatal> {
             Confined::Without(what) => info!("sandbox: without {what}"),
         }
     }
-    engine::run(&mut conn.poll, &mut conn.conn).map_err(|error| Fatal::System("wait for events", error))
+    let code = engine::run(&mut conn.poll, &mut conn.conn);
+    if let (Some(EndReason::Child(ChildEnd::Differs(_))), Some(path)) = (conn.conn.end(), greeting) {
+        warn!("{} is not what PROG says: run starttls-wrapper --probe again", path.display());
+    }
+    code.map_err(|error| Fatal::System("wait for events", error))
 }
 
 /// What a session so configured will need once the client is heard.
@@ -126,8 +132,27 @@ pub fn turn_away(deed: &'static str, error: io::Error) -> Fatal {
     Fatal::System(deed, error)
 }
 
-fn start(config: &Config) -> Result<Child, EndReason> {
-    Child::start(&config.program, &config.arguments, &OWN_VARIABLES).map_err(|error| not_started(config, error))
+/// PROG, or the place that is kept for it where somebody can stand in.
+fn start(config: &Config) -> Result<Front, EndReason> {
+    let (program, arguments) = (&config.program, &config.arguments);
+    let started = match stand_in(config) {
+        None => Child::start(program, arguments, &OWN_VARIABLES).map(Front::Child),
+        Some(stand_in) => Holder::start(program, arguments, &OWN_VARIABLES)
+            .map(|holder| Front::Later(Source::Held(holder), Some(stand_in))),
+    };
+    started.map_err(|error| not_started(config, error))
+}
+
+/// Who says what PROG would, where a file says what that is.
+fn stand_in(config: &Config) -> Option<StandIn> {
+    let path = config.greeting.as_deref()?;
+    let found = greeting::read(path).and_then(|learned| {
+        let address = ClientInfo::from_ucspi(|name| std::env::var_os(name)).address;
+        let address = address.or_else(|| ClientInfo::from(inherited::peer(rustix::stdio::stdin())?).address);
+        StandIn::new(Arc::new(learned), address)
+            .ok_or_else(|| "it tells clients their address, which is unknown".to_owned())
+    });
+    found.inspect_err(|why| warn!("PROG is started at once: {why}")).ok()
 }
 
 /// The place of a fresh PROG, where one may be needed.
@@ -179,7 +204,7 @@ impl Parted {
         config: Config,
         secrets: Secrets,
         target: Option<Target>,
-        child: Result<Child, EndReason>,
+        front: Front,
         holder: Option<Holder>,
         tls_server: Option<TlsServer>,
         started: Instant,
@@ -204,7 +229,7 @@ impl Parted {
         });
         let parts = Parts {
             client: Ends::two(End::shared(input, CLIENT_IN)?, End::shared(output, CLIENT_OUT)?),
-            front: child.map_or_else(Front::Failed, Front::Child),
+            front,
             holder,
             tls_server,
             info,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mio::{Interest, Token};
+use rustix::process::Pid;
 
 use crate::session::{ChildEnd, EndReason, Phase, StandIn};
 use crate::sys::child::Child;
@@ -27,6 +28,18 @@ pub enum Front {
     Failed(EndReason),
     /// It is come to when the session wants it: at once, or, where somebody stands in for it, when only it can go on.
     Later(Source, Option<StandIn>),
+}
+
+impl Front {
+    /// The process that is PROG, or will be.
+    #[must_use]
+    pub fn pid(&self) -> Option<Pid> {
+        match self {
+            Self::Child(child) => Some(child.pid()),
+            Self::Later(Source::Held(holder), _) => Some(holder.pid()),
+            Self::Later(Source::Asked(_) | Source::Dialled(_), _) | Self::Failed(_) => None,
+        }
+    }
 }
 
 /// Where a plaintext server comes from.

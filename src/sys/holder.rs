@@ -1,4 +1,4 @@
-//! A place kept for a fresh PROG: a process that is forked at the start, as long as this one has all its rights and no secret,
+//! A place kept for a PROG that may yet be needed: a process that is forked at the start, as long as this one has all its rights and no secret,
 //! and becomes PROG when it is told of the client's TLS. What the process that faces the client gives up after that (programs,
 //! ids, setuid), PROG has not lost.
 //!
@@ -46,7 +46,7 @@ impl Holder {
                 let code = match become_prog(stdin, stdout, waiting, program, arguments, own) {
                     Ok(()) => exit::OVER,
                     Err(error) => {
-                        let why = format!("starttls-wrapper: can't start {} anew: {error}\n", program.display());
+                        let why = format!("starttls-wrapper: can't start {}: {error}\n", program.display());
                         let _ = rustix::io::write(rustix::stdio::stderr(), why.as_bytes());
                         exit::SYSTEM
                     }

@@ -12,6 +12,7 @@ mod check;
 mod children;
 mod clients;
 mod faults;
+mod greeting;
 mod header;
 mod lazy;
 mod limits;

@@ -175,7 +175,7 @@ fn a_prog_that_is_gone_meanwhile_is_a_421_inside_tls_and_said() {
     client.get(b"421 4.3.0 Mail server not available\r\n").unwrap();
     child.exit(0);
     assert_eq!(door.code(), 111);
-    assert!(door.said().contains("anew: No such file"), "{}", door.said());
+    assert!(door.said().contains("prog: No such file"), "{}", door.said());
 }
 
 #[test]

@@ -23,7 +23,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut child =
         Command::new("/bin/cat").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     privileges::harden()?;
-    let needs = Needs { children: vec![Pid::from_child(&child)], targets, files, listens: host == "listener", peeks: false };
+    let needs =
+        Needs { children: vec![Pid::from_child(&child)], targets, files, listens: host == "listener", peeks: false };
     let confined = confine(&needs);
     if confined != Confined::Wholly {
         println!("{confined:?}");
