@@ -1,6 +1,6 @@
 //! What PROG says to everybody, on paper: written by `--probe`, and believed by a UCSPI child with `--greeting`.
 //!
-//! Contract: [`probe`] asks PROG twice, as two clients, and prints only what both were told. [`read`] takes nothing that is not such a text;
+//! Contract: [`probe`] asks PROG twice, as two clients, and prints only what both were told. `read` takes nothing that is not such a text;
 //! a session without it begins as ever, with PROG. Whether PROG still says so, only a session that needs it finds out: then the client
 //! hears 421, and the log says to probe again. Rejected: to have the child write the file anew by itself. It runs as whoever it runs
 //! as, and many at once.
