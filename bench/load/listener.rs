@@ -111,8 +111,8 @@ pub(crate) fn handshakes(server: &Server, count: usize) -> io::Result<String> {
     thread::scope(|scope| {
         let parts = clients.chunks_mut(count.div_ceil(HURRY));
         let threads: Vec<_> = parts.map(|part| scope.spawn(move || secure(part))).collect();
-        let joined = threads.into_iter().map(thread::ScopedJoinHandle::join);
-        joined.map(|one| one.unwrap_or_else(|_| Err(io::Error::other("a worker panicked")))).collect::<io::Result<()>>()
+        let mut joined = threads.into_iter().map(thread::ScopedJoinHandle::join);
+        joined.try_for_each(|one| one.unwrap_or_else(|_| Err(io::Error::other("a worker panicked"))))
     })?;
     let seconds = began.elapsed().as_secs_f64();
     // The last one's Finished has been read when its answer is there.

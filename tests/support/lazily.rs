@@ -199,10 +199,9 @@ impl Late {
                     self.given -= 1;
                     rest = &rest[length..];
                 }
-                match child {
-                    Some(child) => child.send(rest),
-                    // Of a reply that comes in pieces, a piece.
-                    None => {}
+                // Without it, of a reply that comes in pieces, a piece.
+                if let Some(child) = child {
+                    child.send(rest);
                 }
                 Ok(())
             }
