@@ -49,6 +49,7 @@ mod tests {
     use super::super::probe::Shared;
     use super::super::worker::{House, Stage, Worker};
     use super::*;
+    use crate::engine::meter::{Count, Meter};
     use crate::session::policy::RelayMode;
     use crate::sys::listener::{self, Listening};
 
@@ -116,7 +117,8 @@ mod tests {
         let address: SocketAddr = rustix::net::getsockname(&socket).unwrap().try_into().unwrap();
         let stop = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
         let ear = Listening { socket, is_shared: false };
-        let worker = Worker::new(house.clone(), vec![ear], stop.try_clone().unwrap(), None, Arc::default()).unwrap();
+        let meter = Arc::new(Meter::default());
+        let worker = Worker::new(house.clone(), vec![ear], stop.try_clone().unwrap(), None, meter.clone()).unwrap();
         let bug = worker.bug.clone();
         let ended = thread::spawn(move || serve(worker, Worker::run, Worker::anew));
 
@@ -136,5 +138,8 @@ mod tests {
         drop(next);
         assert!(ended.join().unwrap().is_ok());
         assert_eq!(house.admission.taken(), 0);
+        let at_present: u64 = meter.states.iter().map(Count::value).sum();
+        let ended: u64 = meter.ended.iter().map(Count::value).sum();
+        assert_eq!((meter.restarts.value(), meter.begun.value(), ended, at_present), (1, 3, 3, 0));
     }
 }

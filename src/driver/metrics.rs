@@ -105,7 +105,7 @@ const GAUGE: &str = "gauge";
 const HISTOGRAM: &str = "histogram";
 
 /// The table.
-const FAMILIES: [Family; 27] = [
+const FAMILIES: [Family; 28] = [
     family("build_info", GAUGE, &["version"], "always 1", |_, out| {
         out.one(&[env!("CARGO_PKG_VERSION")], 1);
     }),
@@ -120,6 +120,15 @@ const FAMILIES: [Family; 27] = [
         out.one(&["running"], running);
         out.one(&["gone"], all.meters.len() - running);
     }),
+    family(
+        "loop_restarts_total",
+        COUNTER,
+        &[],
+        "loops that a bug of ours has ended, and that were begun again",
+        |all, out| {
+            out.one(&[], all.sum(|meter| &meter.restarts));
+        },
+    ),
     family("sessions", GAUGE, &["state"], "sessions at present, by what they do", |all, out| {
         for phase in Phase::ALL {
             out.one(&[state(phase)], all.sum(|meter| &meter.states[phase as usize]));

@@ -178,6 +178,7 @@ impl Worker {
     /// There is no descriptor left for it.
     pub(super) fn anew(self) -> io::Result<Self> {
         let Self { house, ears, stop, spawner, ordered, crowd, lobby, meter, promised, is_ending, is_lost, .. } = self;
+        meter.restarts.up();
         // Whatever state they are in.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(crowd)));
         let _ = catch_unwind(AssertUnwindSafe(|| drop(lobby)));

@@ -122,6 +122,7 @@ pub struct Handshakes {
 #[expect(missing_docs, reason = "driver::metrics has a table of what each one means")]
 pub struct Meter {
     pub is_running: AtomicBool,
+    pub restarts: Count,
     pub accepted: Count,
     pub refused: Counts<{ REFUSED.len() }>,
     pub pauses: Count,
@@ -146,6 +147,7 @@ impl Default for Meter {
         let handshakes = || Handshakes { done: core::array::from_fn(|_| counts()), suites: counts(), groups: counts() };
         Self {
             is_running: AtomicBool::new(false),
+            restarts: Count::default(),
             accepted: Count::default(),
             refused: counts(),
             pauses: Count::default(),
