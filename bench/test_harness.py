@@ -19,6 +19,7 @@ HOME = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME / "bench"))
 
 import contenders  # noqa: E402
+import listener  # noqa: E402
 import measure  # noqa: E402
 import picture  # noqa: E402
 import sessions  # noqa: E402
@@ -373,7 +374,7 @@ class Run(unittest.TestCase):
             self.assertEqual(judged, number not in (0, 1), "of so few idle sessions nothing is said: " + table)
         beside = ["ours", "ours", None, "haproxy", "ours", "in memory", "haproxy", "haproxy", "haproxy"]
         for other, table in zip(beside, tables):
-            self.assertRegex(table, rf"\n\| {other} \| [0-9]" if other else "", table)
+            self.assertRegex(table, rf"\n\| {other or listener.LISTENER.name} \| [0-9]", table)
 
     def test_where_our_program_does_not_run_nothing_is_concluded(self):
         command = [HOME / "bench/run", "--quick", "--dev", "--rounds", "1", "--wrapper", "/bin/false", "splice-or-copy"]

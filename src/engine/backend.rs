@@ -130,10 +130,12 @@ impl Backend {
     }
 
     /// The two directions of a backend in the clear: what it says, and what it is told. `None`: it speaks TLS.
-    pub(super) fn into_halves(self) -> io::Result<Option<(End, Option<End>)>> {
+    pub(super) fn into_halves(self, registry: &Registry) -> io::Result<Option<(End, Option<End>)>> {
         Ok(match self.link {
             Link::Clear(Clear { ends: Ends::Pipes(from, to), .. }) => Some((from, to)),
-            Link::Clear(Clear { ends: Ends::Socket(end), .. }) => {
+            Link::Clear(Clear { ends: Ends::Socket(mut end), .. }) => {
+                // It is open in its copies, and would go on to wake us.
+                end.unwatch(registry);
                 Some((end.again(CHILD_OUT)?, Some(end.again(CHILD_IN)?)))
             }
             Link::Tls(..) => None,

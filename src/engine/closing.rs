@@ -127,7 +127,10 @@ impl Conn {
             }
             return end_input(&mut stdin);
         };
-        self.exit = None;
+        if let Some(mut exit) = self.exit.take() {
+            // Of a leash it is a copy, whose number the next copy gets: epoll would still know that.
+            exit.unwatch(registry);
+        }
         self.dismissals.push(Dismissal::begin(child, stdin, stdout, between, patience, registry, now));
     }
 

@@ -26,7 +26,7 @@ impl Conn {
         let is_ready = |backend: &mut Backend| self.session.to_backend.is_empty() && backend.takes_more();
         if let Some(backend) = self.backend.take_if(is_ready) {
             let is_deaf = backend.is_deaf;
-            let halves = backend.into_halves().and_then(|halves| {
+            let halves = backend.into_halves(registry).and_then(|halves| {
                 let (mut from, to) = halves.ok_or(std::io::ErrorKind::InvalidInput)?;
                 from.watch(registry, Interest::READABLE)?;
                 Ok((from, to.filter(|_| !is_deaf)))
