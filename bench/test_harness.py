@@ -332,7 +332,7 @@ class Run(unittest.TestCase):
             self.assertRegex(table, r"\n\| ours \| [0-9].*TLSv1_3")
             self.assertRegex(table, r"\n\| hitch \| [0-9].*TLSv1_3")
             self.assertIn(f"\n- {contenders.BARE_IN_TLS}", table)
-        self.assertRegex(resumed, r"\n\| ours tickets \| [0-9].* \| 9[0-9] \| TLSv1_3")
+        self.assertRegex(resumed, r"\n\| ours tickets \| [0-9].* \| 9[0-9] \(9.*\) \| TLSv1_3")
         self.assertNotIn("ours tickets", plain + tls)
         for table in (plain, tls, resumed):
             self.assertRegex(table, r"\n- absent: not measured: .*last words: tcpserver: .* file does not exist")
