@@ -160,7 +160,8 @@ fn a_flood_before_the_greeting_is_not_remembered() {
     let (said, _) = client.rest().unwrap();
     assert!(said.is_empty() || said == b"421 4.3.0 Mail server not available\r\n", "{}", said.escape_ascii());
     let grown = door.memory("VmHWM") - before;
-    assert!(grown < 512, "{grown} KiB more");
+    // Of 6 MiB; the rest is code that is paged in at the end.
+    assert!(grown < 1024, "{grown} KiB more");
     child.exit(0);
     assert_eq!(door.code(), 111);
 }
