@@ -1,7 +1,7 @@
 """Who is measured, and how each is started, with the same server behind it.
 
-A contender has a way in for each of `plain`, `starttls`, `implicit` (TLS from the first octet) and `promised` (STARTTLS is said, and all
-goes on in clear) that it can do: a function that starts it in a Running before a command (the UCSPI way of writing an SMTP server) and
+A contender has a way in for each of `plain`, `starttls`, `implicit` (TLS from the first octet), `promised` (STARTTLS is said, and all
+goes on in clear) and `paced` (the same at TLS' pace) that it can do: a function that starts it in a Running before a command (the UCSPI way of writing an SMTP server) and
 returns the port. The limit of a question is the contender named `bare`: no forwarder at all.
 """
 
@@ -33,7 +33,7 @@ class Contender:
         return self.name.startswith("ours")
 
     def secure_way(self):
-        return next((way for way in ("starttls", "implicit", "promised") if way in self.ways), None)
+        return next((way for way in ("starttls", "implicit", "promised", "paced") if way in self.ways), None)
 
 
 BARE = Contender("bare", {"plain": lambda run, prog: run.tcpserver(prog), "implicit": lambda run, _: run.tls_server()},
@@ -52,7 +52,8 @@ def wrapper(name, *options, backend="tls", ways=("plain", "starttls"), note=""):
     --way raw it is one that does not greet."""
     servers = {"tls": lambda run, prog: run.tls_server(), "plain": lambda run, prog: run.tcpserver(prog),
                "raw": lambda run, prog: run.tls_server("--silent"),
-               "raw in clear": lambda run, prog: run.tcpserver([run.stage.sink, "--as-tls", "--silent"])}
+               "raw in clear": lambda run, prog: run.tcpserver([run.stage.sink, "--silent"]),
+               "raw, paced": lambda run, prog: run.tcpserver([run.stage.sink, "--as-tls", "--silent"], "-D")}
 
     def command(run, prog):
         stage = run.stage
@@ -85,8 +86,13 @@ def with_tickets():
 def raw_in_clear():
     """The relay of --way raw, from one TCP connection to another, with plaintext in it."""
     return wrapper("ours raw, in clear", "--way", "raw", backend="raw in clear", ways=("promised",),
-                   note="--way raw and a client that says STARTTLS and goes on in clear: the same relay, nobody's TLS; but client and server do a "
-                        "cipher's work and write as much at once as those of TLS do, or the relay would be woken less often for their pace alone")
+                   note="--way raw and a client that says STARTTLS and goes on in clear: the same relay, nobody's TLS")
+
+
+def raw_paced():
+    """The same between ends that are as slow as those of TLS, and move as much at once: what of the difference is theirs."""
+    return wrapper("ours raw, in clear, paced", "--way", "raw", backend="raw, paced", ways=("paced",),
+                   note="the same, and client and server do a cipher's work, and read and write as much at once as those of TLS do")
 
 
 # --- peers that start a process for each session ----------------------------------------------------------------------------

@@ -208,8 +208,8 @@ class Running:
             raise NoStart(f"{command[0]} does not start: {self.last_words()}")
         return pid, int(line)
 
-    def tcpserver(self, command):
-        base = ["tcpserver", "-1", "-H", "-R", "-l", "localhost", "-c", "1100", "-b", "1100", "127.0.0.1", "0"]
+    def tcpserver(self, command, *options):
+        base = ["tcpserver", *options, "-1", "-H", "-R", "-l", "localhost", "-c", "1100", "-b", "1100", "127.0.0.1", "0"]
         pid, port = self.said_port([*base, *command])
         self.forking.append(pid)
         return port

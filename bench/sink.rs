@@ -4,7 +4,8 @@
 //! `bench-sink --tls CERT KEY` listens on a port of 127.0.0.1, prints it, and serves sessions by TLS from the first octet, each
 //! in a thread, until it is killed.
 //! With `--silent` at the end either greets nobody, as a server behind `starttls-wrapper --mute`; with `--as-tls` before that the first
-//! does a cipher's work over all that it says and reads, and writes as much at once as the second (`cipher.rs`).
+//! does a cipher's work over all that it says and reads, and reads and writes as much at once as the second (`cipher.rs`).
+//! TCP_NODELAY, which the second sets, is then tcpserver's to set (`-D`).
 //! A letter is not parsed: its end is CR LF . CR LF at the end of a read, so nothing may be pipelined behind it.
 //!
 //! Two commands are the bench's own, for what SMTP has no command for:
@@ -21,13 +22,15 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
 
-use cipher::{Cipher, RECORD};
+use cipher::Cipher;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 /// Octets asked for in one read.
 const BLOCK: usize = 64 * 1024;
+/// The same where TLS is spoken, or its pace kept.
+const AT_ONCE: usize = 4 * BLOCK;
 
 const END: [u8; 5] = *b"\r\n.\r\n";
 
@@ -35,14 +38,19 @@ fn main() -> io::Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let mut words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let greeting = if words.pop_if(|word| *word == "--silent").is_some() { "" } else { "220 sink ESMTP\r\n" };
-    let cipher = words.pop_if(|word| *word == "--as-tls").map(|_| Cipher::new()).transpose()?;
+    let as_tls = words.pop_if(|word| *word == "--as-tls").is_some();
     match words[..] {
         [] => {
             let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
             let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-            serve(Ends { input, output, cipher }, greeting)
+            if as_tls {
+                let (input, cipher) = (BufReader::with_capacity(AT_ONCE, input), Some(Cipher::new()?));
+                serve(Ends { input, output, cipher }, greeting)
+            } else {
+                serve(Ends { input, output, cipher: None }, greeting)
+            }
         }
-        ["--tls", cert, key] => listen(cert, key, greeting),
+        ["--tls", cert, key] if !as_tls => listen(cert, key, greeting),
         _ => Err(io::Error::other("usage: bench-sink [--tls CERT KEY | --as-tls] [--silent]")),
     }
 }
@@ -71,7 +79,7 @@ fn listen(cert: &str, key: &str, greeting: &'static str) -> io::Result<()> {
 fn over_tls(socket: TcpStream, config: Arc<ServerConfig>, greeting: &str) -> io::Result<()> {
     socket.set_nodelay(true)?;
     // rustls asks for 4 KiB at a time; the buffer makes large reads of them. One descriptor: there may be ten thousand sessions.
-    let ends = Ends { input: BufReader::with_capacity(4 * BLOCK, &socket), output: &socket, cipher: None };
+    let ends = Ends { input: BufReader::with_capacity(AT_ONCE, &socket), output: &socket, cipher: None };
     let connection = ServerConnection::new(config).map_err(io::Error::other)?;
     let mut stream = StreamOwned::new(connection, ends);
     let served = serve(&mut stream, greeting);
@@ -97,10 +105,10 @@ impl<R: Read, W> Read for Ends<R, W> {
 
 impl<R, W: Write> Write for Ends<R, W> {
     fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
-        let Some(cipher) = &mut self.cipher else { return self.output.write(octets) };
-        let octets = &octets[..octets.len().min(RECORD)];
-        cipher.work_over(octets)?;
-        self.output.write(octets)
+        match &mut self.cipher {
+            Some(cipher) => cipher.write(&mut self.output, octets),
+            None => self.output.write(octets),
+        }
     }
     fn flush(&mut self) -> io::Result<()> {
         self.output.flush()

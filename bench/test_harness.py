@@ -362,6 +362,25 @@ class Run(unittest.TestCase):
             ElementTree.parse(HOME / "target/bench" / name)
 
 
+    def test_raw_is_held_against_its_relay_in_clear_by_itself_and_at_tls_pace(self):
+        command = [HOME / "bench/run", "--quick", "--dev", "--rounds", "1", "--only", "ours raw", "bulk"]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        self.assertEqual(run.returncode, 0, run.stdout + run.stderr)
+        tables = (HOME / "target/bench/bulk.md").read_text().split("\n## ")[1:]
+        for table in tables[:2]:
+            self.assertNotIn("ours raw", table)
+        for table in tables[2:]:
+            heads = re.search(r"\n\|  \| (.*) \|\n", table)[1].split(" | ")
+            own = heads.index("its own, ms per GiB")
+            figures = {}
+            for row in ("ours raw", "ours raw, in clear", "ours raw, in clear, paced"):
+                cells = re.search(rf"\n\| {row} \| (.*) \|\n", table)[1].split(" | ")
+                self.assertRegex(cells[heads.index("its own switches per GiB")], "^[0-9]", row)
+                figures[row] = cells[own]
+            for row, relay in (("ours raw, in clear", "its plain relay through TCP"), ("ours raw, in clear, paced", "its plain relay between ends of TLS' pace")):
+                self.assertRegex(table, rf"\n- (reached|MISSED): ours raw, .* of {relay}.*: {figures['ours raw']}, to reach {figures[row]}\n")
+                self.assertIn(f"\n- {row}: --way raw" if not row.endswith("paced") else f"\n- {row}: the same, ", table)
+
     def test_the_listener_has_a_table_for_each_of_its_figures(self):
         command = [HOME / "bench/run", "--quick", "--dev", "--rounds", "1", "--only", "ours", "--only", "haproxy", "listener"]
         run = subprocess.run(command, capture_output=True, text=True, timeout=600)

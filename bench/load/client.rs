@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cipher::{Cipher, RECORD};
+use crate::cipher::Cipher;
 use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -21,6 +21,8 @@ pub(crate) enum Tls {
     ByCommand,
     /// Never, though STARTTLS is said: to see what a relay that reads nothing costs without it.
     Promised,
+    /// The same, a cipher's work being done over all that is said and read.
+    Paced,
     AtOnce,
 }
 
@@ -94,11 +96,13 @@ impl Client {
     /// EHLO, and STARTTLS and EHLO again where that is the server's way.
     pub(crate) fn hello(&mut self, server: &Server) -> io::Result<()> {
         self.ask("EHLO client.example", 250)?;
-        if matches!(server.tls, Tls::ByCommand | Tls::Promised) {
+        if matches!(server.tls, Tls::ByCommand | Tls::Promised | Tls::Paced) {
             self.ask("STARTTLS", 220)?;
             if server.tls == Tls::ByCommand {
                 self.secure(server)?;
-            } else if let Wire::Plain(ends) = &mut self.wire {
+            } else if server.tls == Tls::Paced
+                && let Wire::Plain(ends) = &mut self.wire
+            {
                 ends.1 = Some(Cipher::new()?);
             }
             self.ask("EHLO client.example", 250)?;
@@ -229,7 +233,7 @@ impl Client {
     }
 }
 
-/// The socket, read through a large buffer, and what is done over each octet where TLS was promised.
+/// The socket, read through a large buffer, and what is done over each octet at TLS' pace.
 struct Ends(BufReader<TcpStream>, Option<Cipher>);
 
 impl Read for Ends {
@@ -242,10 +246,10 @@ impl Read for Ends {
 
 impl Write for Ends {
     fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
-        let Some(cipher) = &mut self.1 else { return self.0.get_mut().write(octets) };
-        let octets = &octets[..octets.len().min(RECORD)];
-        cipher.work_over(octets)?;
-        self.0.get_mut().write(octets)
+        match &mut self.1 {
+            Some(cipher) => cipher.write(self.0.get_mut(), octets),
+            None => self.0.get_mut().write(octets),
+        }
     }
     fn flush(&mut self) -> io::Result<()> {
         Ok(())

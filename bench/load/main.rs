@@ -12,7 +12,8 @@
 //! bench-load stream   so many connections a second, QUIT    --sessions N --rate N
 //! bench-load memory   the server's part of handshakes, in memory   --sessions N --key FILE
 //! ```
-//! All: --port N, --tls starttls|implicit|promised (STARTTLS is said and all goes on in clear, a cipher's work being done), --ca FILE, --resume (keep tickets), --patience SECONDS.
+//! All: --port N, --tls starttls|implicit|promised|paced (STARTTLS is said and all goes on in clear; a cipher's work being done), --ca FILE,
+//! --resume (keep tickets), --patience SECONDS.
 //! bulk, trip, chunk, hold and secure print `ready` before what is measured and their JSON after it, and wait for a line on stdin each time, so
 //! that whoever runs us can read the clocks of the server's processes while the session is still there.
 
@@ -98,6 +99,7 @@ fn wishes() -> Result<Wishes, Box<dyn std::error::Error + Send + Sync>> {
                     "starttls" => Tls::ByCommand,
                     "implicit" => Tls::AtOnce,
                     "promised" => Tls::Promised,
+                    "paced" => Tls::Paced,
                     other => return Err(format!("--tls {other}").into()),
                 };
             }
