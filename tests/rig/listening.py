@@ -47,7 +47,7 @@ class Visit(Session):
         self.phase = "snoop"
         self.buffer, self.raw, self.tls = b"", b"", None
         self.over = False
-        self.heard = 0
+        self.heard, self.greets = 0, True
 
 
 class Listener:
