@@ -34,7 +34,8 @@ pub(super) fn ask(talk: &mut Talk, patience: Duration) -> Result<Relays, String>
         mail = talk.ask(&format!("MAIL FROM:<{SENDER}>"), patience)?;
     }
     if !mail.is_good() {
-        return Ok(if is_refusal(&mail) {
+        // That may be no to the sender, and nothing of the recipient; 530 (RFC 3207, RFC 4954) is to whoever is not known.
+        return Ok(if mail.code.is(b"530") {
             Relays::No(mail)
         } else {
             Relays::Unclear(format!("it answered {mail} to MAIL"))

@@ -111,6 +111,10 @@ pub(super) fn listen(typed: &Typed) -> Result<Option<Listen>, Fatal> {
     if typed.times(Id::Greeting) > 0 {
         return usage("--greeting is a UCSPI child's: a listener asks PROG itself (--lazy)".to_owned());
     }
+    // There PROG has other ids, or is a daemon (--plain): what was tried would not be what runs.
+    if typed.times(Id::Check) > 0 {
+        return usage("--check tries one session: check the line without --listen and its options".to_owned());
+    }
     if !matches!(typed.way, Way::Tls | Way::Plain | Way::Keep | Way::Raw) {
         return usage(format!("--listen and {} can't be had together", way_called(typed.way)));
     }

@@ -296,6 +296,12 @@ fn a_host_that_is_no_good_is_named() {
     tls(but(&[("EHLO", "250-a\r\n250 AUTH PLAIN\r\n")])).has("warning", "HOST's AUTH", "it offers AUTH inside TLS");
     tls(but(&[("", "554 No\r\n")])).has("untried", "HOST: open relay", "HOST can't be spoken to");
     tls(but(&[("RCPT", "")])).has("untried", "HOST: open relay", "it closed");
+    // It may refuse the sender, and never have thought of the recipient.
+    let refuses = |mail| tls(but(&[("MAIL", mail), ("RCPT", "250 Ok\r\n")]));
+    for mail in ["550 5.7.1 Sender denied\r\n", "550 No\r\n", "454 4.7.1 Not you\r\n", "550 5.1.8 No such domain\r\n"] {
+        refuses(mail).has("untried", "HOST: open relay", &format!("it answered \"{}\" to MAIL", mail.trim_end()));
+    }
+    refuses("530 5.7.0 Authentication required\r\n").has("ok", "HOST: open relay", "not for this host");
 }
 
 #[test]
@@ -442,6 +448,8 @@ fn what_can_not_be_right_is_a_usage_error_as_ever() {
         &["--check"][..],
         &["--check=yes", "--way", "keep", "/bin/true"],
         &["--check", "--way", "keep", "465", "/bin/true"],
+        // A listener's PROG has other rights, and --plain has none.
+        &["--check", "--way", "keep", "--self-signed", "mx.example", "--listen", "127.0.0.1:2525", "/bin/true"],
     ] {
         let out = Command::new(env!("CARGO_BIN_EXE_starttls-wrapper")).args(words).output().unwrap();
         assert_eq!((out.status.code(), out.stdout.len()), (Some(100), 0), "{words:?}");
