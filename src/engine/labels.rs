@@ -67,7 +67,7 @@ fn word(reason: &EndReason) -> &'static str {
         EndReason::Policy(PolicyEnd::TlsRequired) => "tls_required",
         EndReason::Policy(PolicyEnd::NoCertificate) => "no_certificate",
         EndReason::Timeout(_) => "timeout",
-        EndReason::Handshake(_) => "handshake",
+        EndReason::Handshake(_) | EndReason::TlsServer(_) => "handshake",
         EndReason::Tls(_) => "tls",
         EndReason::Engine(_) => "engine",
         EndReason::System(_) => "system",

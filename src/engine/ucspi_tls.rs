@@ -4,14 +4,13 @@
 //! Contract: before the server is told `Y` the client's flags are given back, and from then on only one reads it. A copy of its
 //! socket is kept as long as the handshake lasts, to cut it off if the session ends in there: the server knows nothing of our
 //! time-outs, and would be left with a client that is silent, uncounted by whoever started us. A server that is gone before the
-//! 220 is a 454, behind it the end of a handshake that failed.
+//! 220 is a 454, behind it the end of a handshake that failed. It has told all, or nothing: what breaks off counts for nothing.
 
 use std::time::Instant;
 
 use mio::Interest;
 use rustix::process::Pid;
 
-use crate::session::EndReason;
 use crate::sys::child::Child;
 use crate::sys::end::{End, Registry};
 use crate::variables::{self, Variable};
@@ -75,8 +74,7 @@ impl Conn {
         self.tls_handshake = Some(Box::new(TlsHandshake { control, told: Vec::new(), client: socket }));
         self.client = Some(client);
         if !matches!(told, Ok(Some(1))) {
-            let why = "the UCSPI-TLS server takes no command".to_owned();
-            self.session.handle_end(EndReason::Handshake(why), now);
+            self.session.handle_tls_server_failed("the UCSPI-TLS server takes no command", now);
         }
     }
 
@@ -95,11 +93,12 @@ impl Conn {
             }
             Err(_) => true,
         };
-        if told.len() > MOST || has_ended && told.is_empty() {
+        let is_whole = variables::is_whole(told);
+        if told.len() > MOST || has_ended && !is_whole {
             // Its own fault or the client's: to us they look alike.
-            let why = format!("way {}: the UCSPI-TLS server gave up, its own log may say why", self.policy.way);
-            self.session.handle_end(EndReason::Handshake(why), now);
-        } else if has_ended || variables::is_whole(told) {
+            let why = "the UCSPI-TLS server gave up, its own log may say why";
+            self.session.handle_tls_server_failed(why, now);
+        } else if is_whole {
             self.told = Some(variables::decode(told));
             self.tls_handshake = None;
             self.session.handle_client_secured(now);

@@ -219,6 +219,19 @@ fn a_relay_with_one_end_gone_has_a_little_time_and_its_own_verdict() {
 }
 
 #[test]
+fn a_backend_gone_before_the_clients_tls_stands_is_named_with_way_and_step() {
+    let now = Instant::now();
+    for (phase, line) in [
+        (Phase::Announce, "way tls, announce failed: the backend closed"),
+        (Phase::SecureClient, "way tls, client handshake failed: the backend closed"),
+    ] {
+        let mut session = at(phase, Way::Tls, now);
+        session.handle_backend_eof(true, now);
+        assert_eq!(session.end().map(ToString::to_string).as_deref(), Some(line));
+    }
+}
+
+#[test]
 fn what_the_client_never_took_makes_no_good_end() {
     let now = Instant::now();
     for (reason, unsent) in [

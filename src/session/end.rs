@@ -29,6 +29,8 @@ pub enum EndReason {
     Timeout(Phase),
     /// The TLS handshake with the client failed: why.
     Handshake(String),
+    /// The UCSPI-TLS server did not come to the end of the handshake, by its own fault or the client's.
+    TlsServer(HandoverFailure),
     /// TLS with the client failed after the handshake: why.
     Tls(String),
     /// The TLS engine could not do its work: why.
@@ -133,6 +135,7 @@ impl EndReason {
             | Self::Child(ChildEnd::InsideReply | ChildEnd::BrokeOff | ChildEnd::Killed(_))
             | Self::Backend(BackendEnd::Truncated | BackendEnd::BrokeOff)
             | Self::Handshake(_)
+            | Self::TlsServer(_)
             | Self::Tls(_)
             | Self::Engine(_)
             | Self::Bug(_) => None,
@@ -147,7 +150,7 @@ impl EndReason {
             Self::Client(_) | Self::Policy(PolicyEnd::TlsRequired) | Self::Tls(_) => exit::CLIENT,
             Self::Policy(PolicyEnd::NoCertificate) => exit::TLS_CONFIGURATION,
             Self::Engine(_) => exit::TLS_ENGINE,
-            Self::Handshake(_) => exit::HANDSHAKE,
+            Self::Handshake(_) | Self::TlsServer(_) => exit::HANDSHAKE,
             Self::Timeout(_) => exit::TIMEOUT,
             Self::Bug(_) => exit::BUG,
             Self::Child(_) | Self::Backend(_) | Self::Handover(_) | Self::System(_) => exit::SYSTEM,
@@ -162,6 +165,7 @@ impl EndReason {
             | Self::Child(_)
             | Self::Backend(_)
             | Self::Handover(_)
+            | Self::TlsServer(_)
             | Self::Policy(PolicyEnd::NoCertificate)
             | Self::Engine(_)
             | Self::System(_)
@@ -209,7 +213,7 @@ impl fmt::Display for EndReason {
             Self::Backend(BackendEnd::Unasked) => f.write_str("backend spoke unasked"),
             Self::Backend(BackendEnd::BrokeOff) => f.write_str("backend broke off"),
             Self::Backend(BackendEnd::Tls(why)) => write!(f, "TLS with the backend failed: {why}"),
-            Self::Handover(failure) => failure.fmt(f),
+            Self::Handover(failure) | Self::TlsServer(failure) => failure.fmt(f),
             Self::Policy(PolicyEnd::TlsRequired) => f.write_str("TLS required"),
             Self::Policy(PolicyEnd::NoCertificate) => f.write_str("TLS required, no usable certificate"),
             Self::Timeout(phase) => write!(f, "time-out ({})", phase.name()),

@@ -59,7 +59,9 @@ impl Session {
             };
             self.finish(reason, now);
         } else if matches!(self.phase, Phase::Announce | Phase::SecureClient) {
-            self.finish(EndReason::Backend(BackendEnd::Gone), now);
+            let why = "the backend closed".to_owned();
+            let failure = HandoverFailure { way: self.policy.way, step: self.phase, why };
+            self.finish(EndReason::Handover(failure), now);
         }
     }
 
@@ -125,6 +127,12 @@ impl Session {
         self.replay = None;
         self.stand_in = None;
         self.to_child.clear();
+    }
+
+    /// The UCSPI-TLS server did not come to the end of the client's handshake: why.
+    pub fn handle_tls_server_failed(&mut self, why: &str, now: Instant) {
+        let failure = HandoverFailure { way: self.policy.way, step: self.phase, why: why.to_owned() };
+        self.finish(EndReason::TlsServer(failure), now);
     }
 
     /// The client's TLS stands.

@@ -157,7 +157,12 @@ fn a_server_that_gives_up_behind_the_220_is_98_and_nothing_in_clear() {
     assert_eq!(child.rest().unwrap(), b"");
     child.exit(0);
     assert_eq!(door.code(), 98);
-    assert!(door.said().contains("way ucspi-tls: the UCSPI-TLS server gave up"), "{}", door.said());
+    // A warning: the summary has it in quotes.
+    assert!(
+        door.said().contains(": way ucspi-tls, client handshake failed: the UCSPI-TLS server gave up"),
+        "{}",
+        door.said()
+    );
     assert!(is_gone(&server.unwrap()));
 }
 
@@ -268,6 +273,23 @@ fn a_server_that_never_stops_telling_is_98_and_not_remembered() {
     child.exit(0);
     assert_eq!(door.code(), 98);
     assert!(grown < 2048, "{grown} KiB more");
+}
+
+/// Half a variable is none: neither PROG nor the log has it.
+#[test]
+fn a_server_that_dies_telling_is_98_and_what_it_told_nobody_gets() {
+    let (mut door, mut child, server) = under_server("dies-telling", Way::UcspiTls);
+    promise(&mut door, &mut child);
+    let client = door.client.as_mut().unwrap();
+    // Its half of the handshake may have come to its end.
+    let _ = client.secure(tls_client());
+    assert_eq!(client.rest().unwrap().0, b"");
+    assert_eq!(child.rest().unwrap(), b"");
+    child.exit(0);
+    assert_eq!(door.code(), 98);
+    assert!(door.said().contains("the UCSPI-TLS server gave up"), "{}", door.said());
+    assert!(!door.said().contains("suite=TLS_"), "{}", door.said());
+    assert!(is_gone(&server.unwrap()));
 }
 
 #[test]

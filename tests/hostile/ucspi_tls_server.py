@@ -5,7 +5,8 @@ half waits for `y` or `Y`, speaks TLS on descriptors 0 and 1 from then on, and m
 VARIABLE=VALUE NUL ... NUL on the control socket when the handshake is done. The end of that socket instead ends it.
 
 MODE: serve; apart (the same, PROG's child it is not); dead (it is gone before PROG begins); gives-up (it ends when it is asked to
-begin); secretive (it tells nothing); liar (it tells what nobody may be told); flooder (it tells 16 MiB, and no end).
+begin); secretive (it tells nothing); liar (it tells what nobody may be told); flooder (it tells 16 MiB, and no end); dies-telling (it is
+gone in the middle of a variable).
 """
 
 import os
@@ -64,6 +65,9 @@ if command == b"Y":
         told += ["PATH=/poisoned", "SSL_CERT_FILE=/poisoned", "SSL_X=a\nPOISONED=1", "SSL_y=poisoned", "=poisoned", "SSL_LONG=" + "x" * 5000]
         told += [f"SSL_MANY_{number}=" + "x" * 200 for number in range(100)]
     octets = "".join(word + "\0" for word in told).encode() + b"\0"
+    if mode == "dies-telling":
+        ours.sendall(octets[: octets.index(b"SSL_CIPHER=") + len("SSL_CIPHER=TLS_")])
+        os._exit(0)
     try:
         ours.sendall(octets if mode != "flooder" else b"SSL_X=" + b"x" * (16 << 20))
     except BrokenPipeError:
