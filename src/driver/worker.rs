@@ -30,7 +30,7 @@ use crate::smtp::reply::Ours;
 use crate::sys::dial::Target;
 use crate::sys::end::End;
 use crate::sys::listener::{self, Accepted, Listening};
-use crate::sys::spawner::Spawner;
+use crate::sys::spawner::{self, Spawner};
 
 use super::addresses::Refusal;
 use super::admission::{Admission, Place};
@@ -306,10 +306,15 @@ impl Worker {
             && let Some(spawner) = &self.spawner
             && let Some(asking) = self.crowd.next_asking()
         {
-            if let Err(error) = spawner.ask(variables(asking.ends)) {
-                return self.lose_spawner(&error);
+            match spawner.ask(variables(asking.ends)) {
+                Ok(()) => self.ordered.push_back((Some(asking), now)),
+                // This client's loss alone.
+                Err(error) if spawner::passes(&error) => {
+                    let why = format!("{}: the spawner can't be asked: {error}", self.house.program);
+                    self.crowd.hand_over(&asking, Err(why), self.poll.registry(), now);
+                }
+                Err(error) => return self.lose_spawner(&error),
             }
-            self.ordered.push_back((Some(asking), now));
         }
     }
 

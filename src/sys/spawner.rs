@@ -5,7 +5,7 @@
 //! leash. Over the leash its exit status comes, and the signal goes that it is to get; closing it leaves PROG alone, which sees the end of its
 //! input. The spawner ends when all who may ask are gone, and PROGs are reaped. It outlives the signals that a terminal or systemd sends to
 //! all, since sessions that end in peace may need it; and of what was open at the fork it has nothing, or a socket that listens would
-//! outlive the program.
+//! outlive the program. Who asks for much takes turns with the others: one request of each, and then a look at all PROGs.
 //!
 //! Rejected: a fork of the process that faces the network, for each PROG. It would hand down its sandbox, and cost as much as its memory.
 
@@ -15,6 +15,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
+use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
@@ -32,6 +33,9 @@ use crate::error::exit;
 
 /// The longest request or answer, in octets.
 const MOST: usize = 1024;
+
+/// When what could not be said is tried again.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// On the leash: end, please; and: end.
 const TERMINATE: &[u8] = b"T";
@@ -83,13 +87,13 @@ impl Spawner {
     /// Asks for a PROG with these variables.
     ///
     /// # Errors
-    /// The spawner is gone, or has too much to do.
+    /// The spawner is gone, or can't be asked just now ([`passes`]).
     pub fn ask<'a>(&self, variables: impl Iterator<Item = (&'a str, String)>) -> io::Result<()> {
         let mut octets = Vec::with_capacity(MOST);
         for (name, value) in variables {
             octets.extend_from_slice(format!("{name}={value}\0").as_bytes());
         }
-        rustix::io::write(&self.0, &octets)?;
+        retry_on_intr(|| rustix::io::write(&self.0, &octets))?;
         Ok(())
     }
 
@@ -128,6 +132,12 @@ impl AsFd for Spawner {
     }
 }
 
+/// Whether it is of the moment: a queue is full, or the kernel short of memory. Who is not heard then may be later.
+#[must_use]
+pub fn passes(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM | Errno::INTR))
+}
+
 /// The exit status, if it has come over the leash.
 ///
 /// # Errors
@@ -163,44 +173,81 @@ struct Kept {
     leash: Option<OwnedFd>,
 }
 
+/// One who asks: what it has sent is told once, and remembered here.
+struct Asker {
+    socket: OwnedFd,
+    is_ready: bool,
+    /// The word that its last request has failed, which could not be sent yet: answers come in turn.
+    owed: Option<Vec<u8>>,
+}
+
 /// In the new process: serves until nobody can ask any more.
 fn become_spawner(askers: Vec<OwnedFd>, order: &Order<'_>) -> io::Result<()> {
     let _ = (rustix::process::setpgid(None, None), rustix::thread::set_name(c"spawner"));
     raw::keep_only(&askers.iter().map(AsFd::as_fd).collect::<Vec<_>>());
     raw::outlive_terminations()?;
     privileges::become_user(order.ids.0, order.ids.1)?;
-    let mut poll = Poll::new()?;
-    let mut askers: Vec<Option<OwnedFd>> = askers.into_iter().map(Some).collect();
-    for (number, asker) in askers.iter().flatten().enumerate() {
-        watch(&poll, asker, Token(number))?;
+    let mut shop = Shop::new(askers)?;
+    while !shop.is_over() {
+        shop.pass(order)?;
     }
-    let mut kept: HashMap<usize, Kept> = HashMap::new();
-    let (mut next, mut events) = (askers.len(), Events::with_capacity(64));
-    while !(askers.iter().all(Option::is_none) && kept.is_empty()) {
-        match poll.poll(&mut events, None) {
+    Ok(())
+}
+
+/// What the spawner has to look after.
+struct Shop {
+    poll: Poll,
+    events: Events,
+    askers: Vec<Option<Asker>>,
+    kept: HashMap<usize, Kept>,
+    next: usize,
+}
+
+impl Shop {
+    fn new(askers: Vec<OwnedFd>) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        for (number, asker) in askers.iter().enumerate() {
+            watch(&poll, asker, Token(number))?;
+        }
+        let (next, events) = (askers.len(), Events::with_capacity(64));
+        let askers = askers.into_iter().map(|socket| Some(Asker { socket, is_ready: false, owed: None })).collect();
+        Ok(Self { poll, events, askers, kept: HashMap::new(), next })
+    }
+
+    fn is_over(&self) -> bool {
+        self.askers.iter().all(Option::is_none) && self.kept.is_empty()
+    }
+
+    /// Waits until there is something to do, looks at the PROGs of which there is news, and takes one request of each who has one.
+    fn pass(&mut self, order: &Order<'_>) -> io::Result<()> {
+        let asking = self.askers.iter().flatten().filter(|asker| asker.is_ready);
+        let patience = asking.map(|asker| if asker.owed.is_some() { AGAIN } else { Duration::ZERO }).min();
+        match self.poll.poll(&mut self.events, patience) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
-        for event in &events {
+        for event in &self.events {
             let number = event.token().0;
-            if let Some(asker) = askers.get_mut(number) {
-                while let Some(descriptor) = asker {
-                    match take_order(descriptor, order, &poll, next) {
-                        Ok(Taken::Nothing) => break,
-                        Ok(Taken::Started(new)) => {
-                            kept.insert(next, new);
-                        }
-                        Ok(Taken::Failed) => {}
-                        Err(_) => *asker = None,
-                    }
-                    next += 1;
-                }
-            } else if kept.get_mut(&number).is_some_and(tend) {
-                kept.remove(&number);
+            if let Some(asker) = self.askers.get_mut(number) {
+                asker.iter_mut().for_each(|asker| asker.is_ready = true);
+            } else if self.kept.get_mut(&number).is_some_and(tend) {
+                self.kept.remove(&number);
             }
         }
+        for place in &mut self.askers {
+            let Some(asker) = place.as_mut().filter(|asker| asker.is_ready) else { continue };
+            match take_order(asker, order, &self.poll, self.next) {
+                Ok(Taken::Nothing) => asker.is_ready = false,
+                Ok(Taken::Started(new)) => {
+                    self.kept.insert(self.next, new);
+                }
+                Ok(Taken::Failed) => {}
+                Err(_) => *place = None,
+            }
+            self.next += 1;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 fn watch(poll: &Poll, descriptor: &OwnedFd, token: Token) -> io::Result<()> {
@@ -214,9 +261,12 @@ enum Taken {
 }
 
 /// Takes one request and answers it. An error: the asker is gone.
-fn take_order(asker: &OwnedFd, order: &Order<'_>, poll: &Poll, number: usize) -> io::Result<Taken> {
+fn take_order(asker: &mut Asker, order: &Order<'_>, poll: &Poll, number: usize) -> io::Result<Taken> {
+    if let Some(why) = asker.owed.take() {
+        return refuse(asker, why);
+    }
     let mut octets = [0; MOST];
-    let count = match retry_on_intr(|| rustix::io::read(asker, &mut octets)) {
+    let count = match retry_on_intr(|| rustix::io::read(&asker.socket, &mut octets)) {
         Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
         Ok(count) => count,
         // Nothing else may end the reading: what is there is told once.
@@ -238,7 +288,7 @@ fn take_order(asker: &OwnedFd, order: &Order<'_>, poll: &Poll, number: usize) ->
         let mut ancillary = SendAncillaryBuffer::new(&mut room);
         ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
         let pid = kept.child.pid().as_raw_nonzero().get().to_ne_bytes();
-        retry_on_intr(|| sendmsg(asker, &[IoSlice::new(&pid)], &mut ancillary, SendFlags::NOSIGNAL))?;
+        retry_on_intr(|| sendmsg(&asker.socket, &[IoSlice::new(&pid)], &mut ancillary, SendFlags::NOSIGNAL))?;
         Ok(kept)
     });
     match sent {
@@ -246,10 +296,19 @@ fn take_order(asker: &OwnedFd, order: &Order<'_>, poll: &Poll, number: usize) ->
         Err(error) => {
             let mut why = 0_i32.to_ne_bytes().to_vec();
             why.extend(error.to_string().bytes().take(MOST - why.len()));
-            rustix::io::write(asker, &why)?;
-            Ok(Taken::Failed)
+            refuse(asker, why)
         }
     }
+}
+
+/// Says why there is no PROG; if that can't be said now, later.
+fn refuse(asker: &mut Asker, why: Vec<u8>) -> io::Result<Taken> {
+    match retry_on_intr(|| rustix::io::write(&asker.socket, &why)).map_err(io::Error::from) {
+        Ok(_) => {}
+        Err(error) if passes(&error) => asker.owed = Some(why),
+        Err(error) => return Err(error),
+    }
+    Ok(Taken::Failed)
 }
 
 /// PROG, with what the request says of its client.
@@ -282,5 +341,79 @@ fn tend(kept: &mut Kept) -> bool {
             true
         }
         Err(_) => true,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// The spawner's rooms, and who asks there for PROGs.
+    fn shop(count: usize) -> (Shop, Vec<Spawner>) {
+        let (ours, theirs) = (0..count).map(|_| pair().unwrap()).unzip::<_, _, Vec<_>, Vec<_>>();
+        (Shop::new(theirs).unwrap(), ours.into_iter().map(Spawner).collect())
+    }
+
+    fn nothing() -> Order<'static> {
+        Order { program: OsStr::new("/no/such/program"), arguments: &[], own: &[], ids: (None, None) }
+    }
+
+    fn asked(spawner: &Spawner) -> io::Result<()> {
+        spawner.ask(std::iter::once(("PROTO", "TCP".to_owned())))
+    }
+
+    fn answers(spawner: &Spawner) -> usize {
+        std::iter::from_fn(|| spawner.answer().unwrap()).count()
+    }
+
+    #[test]
+    fn who_asks_for_much_takes_turns_with_who_asks_for_little() {
+        let (mut shop, askers) = shop(2);
+        (0..5).for_each(|_| asked(&askers[0]).unwrap());
+        asked(&askers[1]).unwrap();
+        shop.pass(&nothing()).unwrap();
+        assert_eq!([0, 1].map(|number| answers(&askers[number])), [1, 1]);
+        (0..4).for_each(|_| shop.pass(&nothing()).unwrap());
+        assert_eq!(
+            [0, 1].map(|number| answers(&askers[number])),
+            [4, 0],
+            "what is left is taken without being told again"
+        );
+    }
+
+    #[test]
+    fn a_full_queue_is_of_the_moment_and_no_answer_is_lost_in_it() {
+        let (mut shop, askers) = shop(1);
+        rustix::net::sockopt::set_socket_send_buffer_size(&shop.askers[0].as_ref().unwrap().socket, 1).unwrap();
+        let mut count = 0;
+        let full = loop {
+            match asked(&askers[0]) {
+                Ok(()) => count += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(passes(&full), "{full}");
+        let mut heard = 0;
+        for _ in 0..count {
+            shop.pass(&nothing()).unwrap();
+            if shop.askers[0].as_ref().unwrap().owed.is_some() {
+                break;
+            }
+            heard += 1;
+        }
+        assert!(heard < count, "its queue is not full");
+        let mut total = 0;
+        for _ in 0..2 * count + 1 {
+            total += answers(&askers[0]);
+            if total < count {
+                shop.pass(&nothing()).unwrap();
+            }
+        }
+        assert_eq!(total, count);
+        drop(askers);
+        shop.pass(&nothing()).unwrap();
+        assert!(shop.is_over());
+        assert!(!passes(&io::ErrorKind::UnexpectedEof.into()) && !passes(&Errno::PIPE.into()));
     }
 }
