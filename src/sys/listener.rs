@@ -54,15 +54,15 @@ pub fn hurry(listener: impl AsFd) {
 /// Takes the next connection of a listening socket that was told to [`hurry`]; `None`: there is none now.
 ///
 /// # Errors
-/// EMFILE, ENFILE, ENOBUFS, ENOMEM: it can't be had now, and stays in the queue. What is wrong with one connection alone is passed over.
+/// EMFILE, ENFILE, ENOBUFS, ENOMEM: it can't be had now, and stays in the queue. Or the socket itself is of no use, as EINVAL after a
+/// shutdown(2) by somebody who has it too. Either lasts. What is wrong with one connection alone is passed over.
 pub fn accept(listener: impl AsFd) -> io::Result<Option<Accepted>> {
     loop {
         let (socket, peer) = match acceptfrom_with(&listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
             Ok(accepted) => accepted,
             Err(Errno::AGAIN) => return Ok(None),
-            Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => return Err(error.into()),
-            // accept(2): pending errors of the network come this way too, and are the connection's.
-            Err(_) => continue,
+            Err(error) if is_one_connections(error) => continue,
+            Err(error) => return Err(error.into()),
         };
         let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
         let local = rustix::net::getsockname(&socket).ok().and_then(|local| SocketAddr::try_from(local).ok());
@@ -70,6 +70,24 @@ pub fn accept(listener: impl AsFd) -> io::Result<Option<Accepted>> {
             return Ok(Some(Accepted { socket, ends: [ends.0, ends.1] }));
         }
     }
+}
+
+/// accept(2): pending errors of the network come this way too, and are the connection's. Not in this list: EPERM and EOPNOTSUPP, which
+/// can be the socket's, and last.
+fn is_one_connections(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::INTR
+            | Errno::CONNABORTED
+            | Errno::PROTO
+            | Errno::NOPROTOOPT
+            | Errno::NETDOWN
+            | Errno::NETUNREACH
+            | Errno::HOSTDOWN
+            | Errno::HOSTUNREACH
+            | Errno::NONET
+            | Errno::TIMEDOUT
+    )
 }
 
 /// Raises the limit of open descriptors as far as it may be, and returns it.
@@ -97,5 +115,15 @@ mod tests {
             assert_eq!(sockopt::tcp_nodelay(&accepted.socket).unwrap(), is_told);
             assert_eq!(accepted.ends, [client.local_addr().unwrap(), address]);
         }
+    }
+
+    #[test]
+    fn a_socket_that_is_of_no_use_any_more_is_an_error_and_no_wait() {
+        let listener = open("127.0.0.1:0".parse().unwrap()).unwrap();
+        assert!(accept(&listener).unwrap().is_none());
+        rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).unwrap();
+        assert_eq!(accept(&listener).unwrap_err().raw_os_error(), Some(Errno::INVAL.raw_os_error()));
+        let no_socket = std::fs::File::open("/dev/null").unwrap();
+        assert_eq!(accept(&no_socket).unwrap_err().raw_os_error(), Some(Errno::NOTSOCK.raw_os_error()));
     }
 }
