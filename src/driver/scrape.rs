@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use log::{error, warn};
+use log::error;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::Shutdown;
@@ -20,6 +20,7 @@ use crate::error::Fatal;
 use crate::sys::listener;
 
 use super::metrics::{self, Figures};
+use super::sparing::Sparing;
 
 /// Connections at a time.
 const AT_ONCE: usize = 16;
@@ -58,7 +59,7 @@ pub(super) fn start(socket: OwnedFd, figures: Arc<Figures>, confine: impl FnOnce
 
 fn serve(socket: &OwnedFd, figures: &Figures) -> io::Result<()> {
     let mut visitors: Vec<Visitor> = Vec::with_capacity(AT_ONCE);
-    let mut paused: Option<Instant> = None;
+    let (mut paused, mut pauses): (Option<Instant>, _) = (None, Sparing::default());
     loop {
         let now = Instant::now();
         paused = paused.filter(|until| now < *until);
@@ -67,13 +68,14 @@ fn serve(socket: &OwnedFd, figures: &Figures) -> io::Result<()> {
                 Ok(Some(accepted)) => visitors.push(Visitor::new(accepted.socket, now)),
                 Ok(None) => break,
                 Err(error) => {
-                    warn!("can't accept who asks for metrics: {error}");
+                    pauses.say(&format!("can't accept who asks for metrics: {error}"), now);
                     paused = Some(now + PAUSE);
                 }
             }
         }
+        pauses.tend(now);
         visitors.retain_mut(|visitor| visitor.go_on(figures, now));
-        let due = visitors.iter().map(|visitor| visitor.due).chain(paused).min();
+        let due = visitors.iter().map(|visitor| visitor.due).chain(paused).chain(pauses.deadline()).min();
         let patience =
             due.map(|due| due.saturating_duration_since(now)).map(|time| Timespec::try_from(time).unwrap_or_default());
         let mut all: Vec<PollFd<'_>> = visitors.iter().map(Visitor::wait).collect();

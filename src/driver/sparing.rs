@@ -1,4 +1,4 @@
-//! Log lines that a flood of clients brings about: one a second for each loop and kind, the others are counted.
+//! Log lines that a flood of clients brings about: one a second, or a minute, for each loop and kind; the others are counted.
 
 use std::time::{Duration, Instant};
 
@@ -7,16 +7,28 @@ use log::warn;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// What one loop says of connections that it refuses, of one kind.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Sparing {
+    every: Duration,
     next: Option<Instant>,
     left_out: u64,
     /// The last of those.
     last: String,
 }
 
+impl Default for Sparing {
+    fn default() -> Self {
+        Self::every(SECOND)
+    }
+}
+
 impl Sparing {
-    /// Says that one was refused, and why; if it may not now, it is counted.
+    /// One line in this time.
+    pub(super) fn every(every: Duration) -> Self {
+        Self { every, next: None, left_out: 0, last: String::new() }
+    }
+
+    /// Says that one was refused, or not begun, and why; if it may not now, it is counted.
     pub(super) fn say(&mut self, why: &str, now: Instant) {
         self.left_out += 1;
         why.clone_into(&mut self.last);
@@ -25,7 +37,7 @@ impl Sparing {
         }
     }
 
-    /// Says what was counted, when its second is over.
+    /// Says what was counted, when its time is over.
     pub(super) fn tend(&mut self, now: Instant) {
         if self.deadline().is_some_and(|due| now >= due) {
             self.speak(now);
@@ -33,11 +45,11 @@ impl Sparing {
     }
 
     fn speak(&mut self, now: Instant) {
-        self.next = Some(now + SECOND);
+        self.next = Some(now + self.every);
         let last = core::mem::take(&mut self.last);
         match core::mem::take(&mut self.left_out) {
             0 | 1 => warn!("{last}"),
-            count => warn!("{last}; {} others were refused before it", count - 1),
+            count => warn!("{last}; {} others like it before it", count - 1),
         }
     }
 
