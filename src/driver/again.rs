@@ -38,19 +38,16 @@ pub(super) fn serve<L>(
 mod tests {
     use std::io::Read;
     use std::net::{SocketAddr, TcpStream};
-    use std::sync::atomic::{AtomicU8, Ordering};
+    use std::sync::atomic::Ordering;
     use std::sync::{Arc, Mutex};
     use std::thread;
     use std::time::Instant;
 
     use rustix::event::{EventfdFlags, eventfd};
 
-    use super::super::admission::Admission;
-    use super::super::probe::Shared;
     use super::super::worker::{House, Stage, Worker};
     use super::*;
     use crate::engine::meter::{Count, Meter};
-    use crate::session::policy::RelayMode;
     use crate::sys::listener::{self, Listening};
 
     static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -98,21 +95,7 @@ mod tests {
 
     #[test]
     fn a_loop_that_a_bug_has_ended_serves_those_who_come_next() {
-        let house = Arc::new(House {
-            policy: Arc::default(),
-            bare: Arc::default(),
-            brief: Default::default(),
-            setups: Arc::default(),
-            target: None,
-            send_proxy: None,
-            relay: RelayMode::Splice,
-            plain: None,
-            learned: Arc::new(Shared::new().unwrap()),
-            program: "nobody".to_owned(),
-            proxies: None,
-            admission: Admission::new(9, None),
-            stage: Arc::new(AtomicU8::new(Stage::Serve as u8)),
-        });
+        let house = House::bare_one(9);
         let socket = listener::open("127.0.0.1:0".parse().unwrap()).unwrap();
         let address: SocketAddr = rustix::net::getsockname(&socket).unwrap().try_into().unwrap();
         let stop = eventfd(0, EventfdFlags::NONBLOCK).unwrap();

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use log::{error, warn};
+use log::error;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
@@ -90,7 +90,7 @@ const ORDERED: usize = 64;
 /// How long the spawner may take for a PROG.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How long nothing is accepted where descriptors or memory are short.
+/// How long nothing is accepted from a socket where descriptors or memory are short, or it is of no use any more.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// One loop.
@@ -109,8 +109,9 @@ pub(super) struct Worker {
     /// What is said of those who are over a limit, and of those without a PROXY header that counts: neither hides the other.
     refusals: Sparing,
     strangers: Sparing,
+    /// And of sockets that nobody can be accepted from.
+    pauses: Sparing,
     meter: Arc<Meter>,
-    paused: Option<Instant>,
     /// Nobody new but these, who may be in a queue that goes with its socket.
     promised: Option<usize>,
     is_ending: bool,
@@ -125,6 +126,8 @@ struct Ear {
     listening: Listening,
     token: Token,
     is_ready: bool,
+    /// Nobody is taken from it until then.
+    paused: Option<Instant>,
 }
 
 impl Worker {
@@ -140,8 +143,9 @@ impl Worker {
         let watch =
             |descriptor: i32, token| poll.registry().register(&mut SourceFd(&descriptor), token, Interest::READABLE);
         let ears = sockets.into_iter().enumerate();
-        let ears = ears.map(|(number, listening)| Ear { listening, token: Token(LISTENERS + number), is_ready: false });
-        let ears: Vec<Ear> = ears.collect();
+        let ear =
+            |(number, listening)| Ear { listening, token: Token(LISTENERS + number), is_ready: false, paused: None };
+        let ears: Vec<Ear> = ears.map(ear).collect();
         for ear in &ears {
             listener::hurry(&ear.listening.socket);
             watch(ear.listening.socket.as_raw_fd(), ear.token)?;
@@ -161,8 +165,8 @@ impl Worker {
             lobby: Lobby::default(),
             refusals: Sparing::default(),
             strangers: Sparing::default(),
+            pauses: Sparing::default(),
             meter,
-            paused: None,
             promised: None,
             is_ending: false,
             is_lost: false,
@@ -204,8 +208,9 @@ impl Worker {
             self.look_at_the_spawner(now);
             let wait = self.crowd.drive(self.poll.registry(), now);
             self.house.admission.tell(now);
-            self.refusals.tend(now);
-            self.strangers.tend(now);
+            for lines in [&mut self.refusals, &mut self.strangers, &mut self.pauses] {
+                lines.tend(now);
+            }
             if self.crowd.take_differences() {
                 self.house.learned.doubt();
             }
@@ -216,10 +221,10 @@ impl Worker {
             let until = |due: Instant| due.saturating_duration_since(now);
             let first = self.ordered.front().map(|(_, since)| until(*since + PATIENCE));
             let again = accepted.then_some(Duration::ZERO);
-            let [quiet, strange] = [&self.refusals, &self.strangers].map(|lines| lines.deadline().map(until));
-            let late = self.lobby.deadline().map(until);
-            let timeout =
-                [wait, first, again, quiet, strange, late, self.paused.map(until)].into_iter().flatten().min();
+            let lines = [&self.refusals, &self.strangers, &self.pauses].into_iter().filter_map(Sparing::deadline);
+            let paused = self.ears.iter().filter_map(|ear| ear.paused);
+            let due = lines.chain(paused).chain(self.lobby.deadline()).map(until);
+            let timeout = [wait, first, again].into_iter().flatten().chain(due).min();
             match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 _ => {}
@@ -244,30 +249,32 @@ impl Worker {
         self.lobby.is_empty() && self.crowd.is_empty()
     }
 
-    /// Takes connections, some at a time. True: there may be more.
+    /// Takes connections, some of each socket at a time. True: there may be more.
     fn accept(&mut self, now: Instant) -> bool {
         if self.promised == Some(0) {
             self.close(|_| true);
         }
-        if self.paused.is_some_and(|until| now < until) {
-            return false;
-        }
-        self.paused = None;
+        let mut is_more = false;
         for at in 0..self.ears.len() {
             let mut left = AT_ONCE;
             while let Some(ear) = self.ears.get_mut(at).filter(|ear| ear.is_ready) {
+                if ear.paused.is_some_and(|until| now < until) {
+                    break;
+                }
+                ear.paused = None;
+                // The others have their turn too, or who floods one socket has all.
                 if left == 0 {
-                    return true;
+                    is_more = true;
+                    break;
                 }
                 left -= 1;
                 match listener::accept(&ear.listening.socket) {
                     Ok(Some(client)) => self.admit(client, now),
                     Ok(None) => ear.is_ready = false,
                     Err(error) => {
-                        warn!("can't accept for {} ms: {error}", PAUSE.as_millis());
-                        self.paused = Some(now + PAUSE);
+                        ear.paused = Some(now + PAUSE);
+                        self.pauses.say(&format!("can't accept for {} ms: {error}", PAUSE.as_millis()), now);
                         self.meter.pauses.up();
-                        return false;
                     }
                 }
             }
@@ -275,7 +282,7 @@ impl Worker {
         if self.promised.is_some() {
             self.close(|ear| !ear.is_ready);
         }
-        false
+        is_more
     }
 
     fn admit(&mut self, client: Accepted, now: Instant) {
@@ -457,3 +464,7 @@ pub(super) fn variables([client, local]: [SocketAddr; 2]) -> impl Iterator<Item 
     ];
     variables.into_iter()
 }
+
+#[cfg(test)]
+#[path = "worker_tests.rs"]
+mod tests;
