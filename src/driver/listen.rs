@@ -45,8 +45,12 @@ use super::worker::{House, Stage, Worker};
 /// What a UCSPI server says of a client and we do not: nothing of an older one may be found in its place.
 pub(super) const UCSPI_VARIABLES: [&str; 3] = ["TCPREMOTEHOST", "TCPREMOTEINFO", "TCPLOCALHOST"];
 
-/// Descriptors that are no session's: log, sockets, loops, the spawner, with room to spare.
-const OUR_OWN: u64 = 128;
+/// Descriptors that are no session's: log, the opener, signals, a probe, those who ask for metrics, with room to spare.
+const OUR_OWN: u64 = 100;
+
+/// And of a loop, without its listening sockets: what it waits by, the two ends of its stop, the spawner, the word for its end, and one
+/// to accept who is turned away.
+const OF_A_LOOP: u64 = 6;
 
 /// Descriptors of a session at most: client, HOST twice, PROG's pipes and leash, and a name's resolver.
 const EACH: u64 = 9;
@@ -226,7 +230,7 @@ fn house(
     privileges::become_user(config.uid, config.gid)
         .and_then(|()| privileges::harden())
         .map_err(|error| Fatal::System("drop privileges", error))?;
-    let fitting = usize::try_from(descriptors.saturating_sub(OUR_OWN) / EACH).unwrap_or(usize::MAX).max(1);
+    let fitting = fitting(descriptors, listen.workers, listen.addresses.len() + listen.inherited.len());
     if fitting < listen.most {
         info!("at most {fitting} sessions, not {}: {descriptors} descriptors may be open", listen.most);
     }
@@ -247,6 +251,13 @@ fn house(
         stage: Arc::new(AtomicU8::new(Stage::Serve as u8)),
     };
     Ok((house, renewal, config.sandbox.then_some(Needs { listens: true, peeks: listen.proxies.is_some(), ..needs })))
+}
+
+/// How many sessions so many descriptors are enough for, beside loops with so many sockets each.
+fn fitting(descriptors: u64, loops: usize, sockets: usize) -> usize {
+    let [loops, sockets] = [loops, sockets].map(|count| u64::try_from(count).unwrap_or(u64::MAX));
+    let own = loops.saturating_mul(sockets.saturating_add(OF_A_LOOP)).saturating_add(OUR_OWN);
+    usize::try_from(descriptors.saturating_sub(own) / EACH).unwrap_or(usize::MAX).max(1)
 }
 
 /// Where tickets come from, if there may be TLS of ours: of one source for all loops.
@@ -276,5 +287,17 @@ fn confine(needs: &Needs) {
         Confined::Wholly => debug!("sandbox: Landlock and seccomp"),
         Confined::OlderLandlock => debug!("sandbox: Landlock, as far as this kernel has it, and seccomp"),
         Confined::Without(what) => info!("sandbox: without {what}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_of_loops_and_their_sockets_are_none_of_a_sessions() {
+        let of = |loops, sockets| fitting(1024, loops, sockets);
+        assert_eq!([of(1, 1), of(2, 3), of(64, 4)], [101, 100, 31]);
+        assert_eq!([of(1024, 64), of(usize::MAX, 1)], [1, 1], "one at least");
     }
 }
