@@ -93,6 +93,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long nothing is accepted from a socket where descriptors or memory are short, or it is of no use any more.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// How often it is said that there is no plaintext server, which goes on until somebody mends it.
+const UNSERVED: Duration = Duration::from_secs(60);
+
 /// One loop.
 pub(super) struct Worker {
     house: Arc<House>,
@@ -111,6 +114,8 @@ pub(super) struct Worker {
     strangers: Sparing,
     /// And of sockets that nobody can be accepted from.
     pauses: Sparing,
+    /// And of sessions that got no plaintext server.
+    unserved: Sparing,
     meter: Arc<Meter>,
     /// Nobody new but these, who may be in a queue that goes with its socket.
     promised: Option<usize>,
@@ -166,6 +171,7 @@ impl Worker {
             refusals: Sparing::default(),
             strangers: Sparing::default(),
             pauses: Sparing::default(),
+            unserved: Sparing::every(UNSERVED),
             meter,
             promised: None,
             is_ending: false,
@@ -208,7 +214,10 @@ impl Worker {
             self.look_at_the_spawner(now);
             let wait = self.crowd.drive(self.poll.registry(), now);
             self.house.admission.tell(now);
-            for lines in [&mut self.refusals, &mut self.strangers, &mut self.pauses] {
+            for why in self.crowd.take_unserved() {
+                self.unserved.say(&why, now);
+            }
+            for lines in [&mut self.refusals, &mut self.strangers, &mut self.pauses, &mut self.unserved] {
                 lines.tend(now);
             }
             if self.crowd.take_differences() {
@@ -221,7 +230,8 @@ impl Worker {
             let until = |due: Instant| due.saturating_duration_since(now);
             let first = self.ordered.front().map(|(_, since)| until(*since + PATIENCE));
             let again = accepted.then_some(Duration::ZERO);
-            let lines = [&self.refusals, &self.strangers, &self.pauses].into_iter().filter_map(Sparing::deadline);
+            let lines = [&self.refusals, &self.strangers, &self.pauses, &self.unserved];
+            let lines = lines.into_iter().filter_map(Sparing::deadline);
             let paused = self.ears.iter().filter_map(|ear| ear.paused);
             let due = lines.chain(paused).chain(self.lobby.deadline()).map(until);
             let timeout = [wait, first, again].into_iter().flatten().chain(due).min();

@@ -19,6 +19,7 @@ use crate::sys::child::Child;
 use crate::sys::end;
 
 use super::conn::{Conn, Driven, Parts};
+use super::report;
 
 /// Descriptors of one connection, at most: a power of two over the last of `tokens`.
 const STRIDE: usize = 16;
@@ -36,8 +37,10 @@ pub struct Crowd<P> {
     asking: VecDeque<Asking>,
     /// How many have joined.
     joined: u64,
-    /// Somebody has met another server than the one that was learned of.
+    /// Somebody has met another server than the one that was learned of, or none.
     has_differed: bool,
+    /// What is to be said of those who got no server. Not more than have joined since the owner has looked.
+    unserved: Vec<String>,
     is_ending: bool,
 }
 
@@ -71,6 +74,7 @@ impl<P> Default for Crowd<P> {
             asking: VecDeque::new(),
             joined: 0,
             has_differed: false,
+            unserved: Vec::new(),
             is_ending: false,
         }
     }
@@ -159,7 +163,14 @@ impl<P> Crowd<P> {
             }
             Ok(Driven::Again) => wake(member, slot, &mut self.ready),
             Ok(Driven::Over) => {
-                self.has_differed |= matches!(member.conn.end(), Some(EndReason::Child(ChildEnd::Differs(_))));
+                match member.conn.end() {
+                    Some(EndReason::Child(ChildEnd::Differs(_))) => self.has_differed = true,
+                    Some(reason @ EndReason::Child(ChildEnd::NotStarted(_))) => {
+                        self.has_differed = true;
+                        self.unserved.push(report::warning(member.conn.client(), reason));
+                    }
+                    _ => {}
+                }
                 self.remove(slot);
             }
             Err(_) => {
@@ -206,9 +217,14 @@ impl<P> Crowd<P> {
         }
     }
 
-    /// Whether, since the last call, somebody has met another server than the one that was learned of.
+    /// Whether, since the last call, somebody has met another server than the one that was learned of, or none.
     pub fn take_differences(&mut self) -> bool {
         core::mem::take(&mut self.has_differed)
+    }
+
+    /// What is to be said of those who, since the last call, got no server. Where one does nobody does: the owner says it sparingly.
+    pub fn take_unserved(&mut self) -> Vec<String> {
+        core::mem::take(&mut self.unserved)
     }
 
     /// Has every connection end, those that still join too.

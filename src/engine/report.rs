@@ -35,7 +35,7 @@ pub(super) fn note(client: &ClientInfo, note: &Note) {
     }
 }
 
-/// Says how a session ended: the summary line, and a warning where somebody should look.
+/// Says how a session ended: the summary line, and where somebody should look, and `is_ours` to say, a warning.
 pub(super) fn end(
     client: &ClientInfo,
     reason: &EndReason,
@@ -43,15 +43,21 @@ pub(super) fn end(
     tally: Tally,
     recorded: u32,
     started: Instant,
+    is_ours: bool,
 ) {
-    if reason.is_warning() {
-        warn!("client={client}: {reason}");
+    if is_ours && reason.is_warning() {
+        warn!("{}", warning(client, reason));
     }
     let Tally { received, sent } = tally;
     let seconds = Seconds(started.elapsed());
     info!(
         "client={client} end=\"{reason}\" mode={mode} received={received} sent={sent} recorded={recorded} seconds={seconds}"
     );
+}
+
+/// What that warning is.
+pub(super) fn warning(client: &ClientInfo, reason: &EndReason) -> String {
+    format!("client={client}: {reason}")
 }
 
 struct Seconds(Duration);

@@ -260,7 +260,17 @@ fn a_daemon_that_is_gone_is_421_for_who_needs_it() {
     let client = door.client.as_mut().unwrap();
     client.send(b"NOOP\r\nMAIL FROM:<>\r\n");
     client.get(b"220 daemon\r\n250 daemon\r\n421 4.3.0 Mail server not available\r\n").unwrap();
-    assert!(wait_until(PATIENCE, || door.said().contains("child not started: ")), "{}", door.said());
+    let count = |door: &Door, words: &str| door.said().lines().filter(|line| line.contains(words)).count();
+    assert!(wait_until(PATIENCE, || count(&door, "who needs it hears 421") == 1), "probed at once: {}", door.said());
+    for _ in 0..9 {
+        door.connect();
+        let client = door.client.as_mut().unwrap();
+        client.send(b"MAIL FROM:<>\r\n");
+        client.get(b"220 daemon\r\n421 4.3.0 Mail server not available\r\n").unwrap();
+    }
+    let ends = " end=\"child not started: ";
+    assert!(wait_until(PATIENCE, || count(&door, ends) == 10), "a summary each: {}", door.said());
+    assert_eq!(count(&door, ": child not started: "), 1, "a warning a minute: {}", door.said());
     let listener = {
         fs::remove_file(&path).unwrap();
         UnixListener::bind(&path).unwrap()
