@@ -22,9 +22,6 @@ pub mod spare {
     /// How many are kept: what one connection uses while it is driven (in and out on either leg, and what is read in the clear).
     const KEPT: usize = 5;
 
-    /// The largest that is kept: what a read in traffic fills, sealed in records.
-    const LARGEST: usize = 320 * 1024;
-
     /// One that is larger was grown by somebody who let much wait.
     const MOST: usize = 1 << 20;
 
