@@ -39,7 +39,7 @@ use super::renewal::{self, Current, Renewal};
 use super::scrape;
 use super::tickets;
 use super::ucspi::{identity, needs, peer, target, warn_of};
-use super::watch::{Loop, Over, Watch, event};
+use super::watch::{self, Loop, Over, Watch, event};
 use super::worker::{House, Stage, Worker};
 
 /// What a UCSPI server says of a client and we do not: nothing of an older one may be found in its place.
@@ -144,7 +144,8 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
     give_up(needs)();
     info!("listening on {}, loops={} sessions={}", places.join(" "), loops.len(), house.admission.most());
     supervisor.ready();
-    let watch = Watch { signals, ended, loops, house, supervisor, drain: listen.drain, renewal };
+    let last = watch::last(times.farewell);
+    let watch = Watch { signals, ended, loops, house, supervisor, drain: listen.drain, last, renewal };
     watch.until_the_end().map_err(fatal("wait for signals"))
 }
 
