@@ -125,6 +125,8 @@ enum Certainty {
 #[derive(Debug)]
 pub(super) struct Prober {
     server: Server,
+    /// The spawner has not answered the last probe in time: its answer is still to come, and no later probe's.
+    is_owed: bool,
     times: Timeouts,
     shared: Arc<Shared>,
     certainty: Certainty,
@@ -143,6 +145,7 @@ impl Prober {
         let now = Instant::now();
         let mut prober = Self {
             server,
+            is_owed: false,
             times,
             shared,
             certainty: Certainty::Once,
@@ -249,9 +252,16 @@ impl Prober {
         let heard = match &self.server {
             Server::Started(spawner, _) => {
                 let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 25));
+                if self.is_owed {
+                    // It was started for the other address. Dropped, it ends.
+                    drop(answer(spawner, patience)?);
+                }
                 let asked = spawner.ask(variables([SocketAddr::from((address, 25)), local]));
                 asked.map_err(|error| format!("the spawner is lost: {error}"))?;
-                probe_child(answer(spawner, patience)?, name, self.times)?
+                self.is_owed = true;
+                let child = answer(spawner, patience)?;
+                self.is_owed = false;
+                probe_child(child?, name, self.times)?
             }
             Server::Daemon(target) => probe_daemon(target, name, self.times)?,
         };
@@ -271,11 +281,12 @@ impl Server {
     }
 }
 
-fn answer(spawner: &Spawner, patience: Duration) -> Result<Child, String> {
+/// The next answer: PROG, or why it can't be started. An error: none has come.
+fn answer(spawner: &Spawner, patience: Duration) -> Result<Result<Child, String>, String> {
     let due = Instant::now() + patience;
     loop {
         match spawner.answer() {
-            Ok(Some(child)) => return child,
+            Ok(Some(child)) => return Ok(child),
             Ok(None) => {}
             Err(error) => return Err(format!("the spawner is lost: {error}")),
         }
@@ -348,5 +359,38 @@ fn wait(end: impl AsFd, wanted: PollFlags, patience: Duration) -> io::Result<()>
     match poll(&mut [PollFd::new(&end, wanted)], Some(&patience))? {
         0 => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer")),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_comes_too_late_is_no_later_probes() {
+        let (spawner, other) = Spawner::played().unwrap();
+        let say = |why: &str| rustix::io::write(&other, &[&[0; 4], why.as_bytes()].concat()).unwrap();
+        let now = Instant::now();
+        let mut prober = Prober {
+            server: Server::Started(spawner, "nobody".to_owned()),
+            is_owed: false,
+            times: Timeouts { dial: Duration::from_millis(10), ..Timeouts::default() },
+            shared: Arc::new(Shared::new().unwrap()),
+            certainty: Certainty::Twice,
+            count: 0,
+            last: now,
+            due: now,
+            told: None,
+        };
+        assert_eq!([(); 2].map(|()| prober.probe().unwrap_err()), ["no answer"; 2]);
+        let mut request = [0; 1024];
+        rustix::io::read(&other, &mut request).unwrap();
+        assert_eq!(rustix::io::read(&other, &mut request), Err(Errno::AGAIN), "one is asked for at a time");
+        say("the late one");
+        say("the next one");
+        assert_eq!(prober.probe().unwrap_err(), "the next one");
+        say("the third");
+        assert_eq!(prober.probe().unwrap_err(), "the third", "nothing is owed any more");
     }
 }

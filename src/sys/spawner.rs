@@ -84,6 +84,12 @@ impl Spawner {
         }
     }
 
+    /// One whose other end a test plays.
+    #[cfg(test)]
+    pub(crate) fn played() -> io::Result<(Self, OwnedFd)> {
+        pair().map(|(ours, theirs)| (Self(ours), theirs))
+    }
+
     /// Asks for a PROG with these variables.
     ///
     /// # Errors
