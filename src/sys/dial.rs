@@ -5,6 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
 use mio::{Interest, Token};
@@ -13,6 +14,12 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
 
 use super::end::{End, Registry};
+
+/// Threads that ask the system's resolver at a time, in the whole process: each outlives its session until the resolver gives up (with a
+/// dead name server tens of seconds), and has a stack.
+const LOOK_UPS: usize = 64;
+
+static UNDER_WAY: LookUps = LookUps(AtomicUsize::new(0));
 
 /// Where to dial.
 #[derive(Clone, Debug)]
@@ -180,14 +187,35 @@ impl Resolver {
         let waker = answered.as_fd().try_clone_to_owned()?;
         let Place::Tcp(host, port) = &target.place else { return Ok(()) };
         let name = (host.clone(), *port);
+        let place = UNDER_WAY.enter().ok_or_else(|| io::Error::other("too many look-ups are under way"))?;
         let (sender, receiver) = channel();
         std::thread::Builder::new().name("resolver".to_owned()).spawn(move || {
+            let _place = place;
             // Both fail only when the session has ended meanwhile.
             let _ = sender.send(name.to_socket_addrs().map(|found| found.map(Address::Tcp).collect()));
             let _ = rustix::io::write(&waker, &1_u64.to_ne_bytes());
         })?;
         self.asked = Some(receiver);
         Ok(())
+    }
+}
+
+/// Counts look-ups, up to [`LOOK_UPS`].
+struct LookUps(AtomicUsize);
+
+/// The place of one, given back when it is dropped.
+struct LookUp(&'static LookUps);
+
+impl LookUps {
+    fn enter(&'static self) -> Option<LookUp> {
+        let more = |count| (count < LOOK_UPS).then_some(count + 1);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().map(|_| LookUp(self))
+    }
+}
+
+impl Drop for LookUp {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -206,6 +234,16 @@ mod tests {
     fn target(source: Option<&str>, loopback_only: bool) -> Target {
         let source = source.map(|s| s.parse().unwrap());
         Target { place: Place::Tcp("h".to_owned(), 587), source, loopback_only }
+    }
+
+    #[test]
+    fn so_many_look_ups_and_no_more_until_one_has_ended() {
+        static ALL: LookUps = LookUps(AtomicUsize::new(0));
+        let mut taken: Vec<_> = (0..LOOK_UPS).map(|_| ALL.enter().unwrap()).collect();
+        assert!(ALL.enter().is_none());
+        taken.pop();
+        taken.extend(ALL.enter());
+        assert_eq!((taken.len(), ALL.enter().is_none()), (LOOK_UPS, true));
     }
 
     #[test]
