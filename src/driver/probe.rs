@@ -255,6 +255,7 @@ impl Prober {
                 if self.is_owed {
                     // It was started for the other address. Dropped, it ends.
                     drop(answer(spawner, patience)?);
+                    self.is_owed = false;
                 }
                 let asked = spawner.ask(variables([SocketAddr::from((address, 25)), local]));
                 asked.map_err(|error| format!("the spawner is lost: {error}"))?;
