@@ -163,7 +163,7 @@ fn the_summary_of_a_tls_session_is_true() {
     client.get(&[b'b'; 30_000]).unwrap();
     client.get_end().unwrap();
     let fields = summary(&standing.door);
-    assert_eq!(names(&fields), "client end mode tls suite group sni received sent recorded seconds");
+    assert_eq!(names(&fields), "client end mode tls suite group sni resumed received sent recorded seconds");
     for (name, value) in [
         ("end", "over"),
         ("mode", "tls"),
@@ -171,6 +171,7 @@ fn the_summary_of_a_tls_session_is_true() {
         ("suite", "TLS_AES_128_GCM_SHA256"),
         ("group", "X25519MLKEM768"),
         ("sni", "localhost"),
+        ("resumed", "no"),
     ] {
         assert_eq!(field(&fields, name), value, "{name}: {fields:?}");
     }
@@ -191,7 +192,7 @@ fn the_summary_of_a_client_that_never_shook_hands_is_true() {
     client.rest().unwrap();
     client.cut();
     let fields = summary(&standing.door);
-    assert_eq!(names(&fields), "client end mode tls suite sni received sent recorded seconds");
+    assert_eq!(names(&fields), "client end mode tls suite sni resumed received sent recorded seconds");
     for (name, value) in [("mode", "tls"), ("tls", "none"), ("suite", "none"), ("sni", "-"), ("recorded", "1")] {
         assert_eq!(field(&fields, name), value, "{name}: {fields:?}");
     }
@@ -216,7 +217,7 @@ fn the_summary_of_a_client_that_distrusts_us_is_true() {
     client.secure(distrustful()).unwrap_err();
     client.cut();
     let fields = summary(&standing.door);
-    assert_eq!(names(&fields), "client end mode tls suite group sni received sent recorded seconds");
+    assert_eq!(names(&fields), "client end mode tls suite group sni resumed received sent recorded seconds");
     for (name, value) in [("mode", "tls"), ("tls", "TLSv1.3"), ("sni", "localhost"), ("recorded", "1")] {
         assert_eq!(field(&fields, name), value, "{name}: {fields:?}");
     }
