@@ -29,6 +29,7 @@ fn aes_is_computed_by_the_processors_own_instructions() {
     // The first computation of all; rustls' own configurations start aws-lc too, as it happens.
     Identity::self_signed("localhost").unwrap();
     let (aes, chacha) = (a_mebibyte(&AES_128_GCM), a_mebibyte(&CHACHA20_POLY1305));
-    // With the instructions AES takes a third of ChaCha20's time, without them it takes longer.
-    assert!(aes < chacha, "AES-128-GCM {aes:?}, ChaCha20-Poly1305 {chacha:?} a MiB");
+    // With the instructions AES takes 0.5 to 1.1 times ChaCha20's time (which has vector instructions itself, and gains more where
+    // they are wide), without them 3.4 times: both ways measured with all the instructions off, as they are all found by one call.
+    assert!(aes < 2 * chacha, "AES-128-GCM {aes:?}, ChaCha20-Poly1305 {chacha:?} a MiB");
 }
