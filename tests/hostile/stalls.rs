@@ -34,9 +34,10 @@ fn option(at: At) -> &'static str {
 #[test]
 fn a_stall_in_every_phase_ends_by_its_own_timer_and_costs_nothing() {
     // One way after the other: it is times that are measured.
-    for cases in Way::ALL.map(At::of) {
+    for cases in Way::EVERY.map(At::of) {
         all_of(&cases, |&(way, at)| {
-            let mut standing = Standing::at(at, &Start { options: &[option(at), SECOND], way, ..Start::default() });
+            let begun = Instant::now();
+            let mut standing = Standing::at(at, &Start { options: &[option(at), SECOND], ..Start::by(way) });
             let before = standing.door.processor_time();
             let client = standing.door.client.as_mut().unwrap();
             if at.is_handover(way) {
@@ -48,7 +49,7 @@ fn a_stall_in_every_phase_ends_by_its_own_timer_and_costs_nothing() {
                     At::RelayPlain => assert_eq!((said, end), (Vec::new(), End::Clean)),
                     At::RelayTls => {
                         assert!(said.is_empty());
-                        assert_ne!(end, End::Clean);
+                        assert!(!way.ends_tls() || end != End::Clean);
                     }
                     _ => {
                         let farewell: &[u8] = if at.is_late(way) {
@@ -60,13 +61,16 @@ fn a_stall_in_every_phase_ends_by_its_own_timer_and_costs_nothing() {
                     }
                 }
             }
-            let lost_step = way == Way::Keep && at == At::Replay;
+            let lost_step = way.keeps() && at == At::Replay;
             if lost_step {
                 client.get(b"421 4.3.0 Mail server not available\r\n").unwrap();
             }
             let took = standing.since.elapsed();
             let spent = standing.door.processor_time() - before;
-            assert!(took >= SOONEST && took < LATEST, "fired after {took:?}");
+            // The first of its waits begins with the program, before there is a child to tell of it.
+            let is_first = matches!((way, at), (_, At::Ungreeted) | (Way::Mute, At::Greeting));
+            let at_most = if is_first { begun.elapsed() } else { took };
+            assert!(at_most >= SOONEST && took < LATEST, "fired after {took:?}");
             assert!(spent <= NOTHING, "{spent:?} of processor time");
             let code = standing.close();
             assert_eq!(
@@ -86,9 +90,9 @@ fn a_stall_in_every_phase_ends_by_its_own_timer_and_costs_nothing() {
 #[test]
 fn an_idle_session_costs_nothing_in_any_phase() {
     // One way after the other: it is times that are measured.
-    for cases in Way::ALL.map(At::of) {
+    for cases in Way::EVERY.map(At::of) {
         all_of(&cases, |&(way, at)| {
-            let standing = Standing::at(at, &Start { way, ..Start::default() });
+            let standing = Standing::at(at, &Start::by(way));
             let before = standing.door.processor_time();
             // Long enough for a tick, for the second after which buffers are given back, and for what an odd timer would do.
             std::thread::park_timeout(Duration::from_secs(3));

@@ -115,6 +115,15 @@ impl Start<'_> {
         tls_server: None,
         trusted: true,
     };
+
+    /// What the way needs to be played: the UCSPI-TLS server, or what `--mute` is to replay.
+    pub(crate) fn by(way: Way) -> Self {
+        let environment: &[(&str, &str)] = match way {
+            Way::Mute => &[("STARTTLS_REPLAY", "EHLO client.example")],
+            _ => &[],
+        };
+        Self { way, tls_server: way.is_ucspi_tls().then_some("serve"), environment, ..Self::USUAL }
+    }
 }
 
 impl Default for Start<'_> {

@@ -59,19 +59,21 @@ impl At {
     /// All of them that a way has.
     pub(crate) fn of(way: Way) -> Vec<(Way, Self)> {
         let has = |at: &Self| match at {
+            // Its client has been greeted elsewhere.
+            Self::Ungreeted | Self::Snoop | Self::HalfLine | Self::Owed | Self::RelayPlain => way != Way::Mute,
             Self::Dial => way.dials(),
             Self::BackendHandshake => way.secures_host(),
-            Self::Greeting => !matches!(way, Way::Keep | Way::Raw),
+            Self::Greeting => !way.keeps() && way != Way::Raw,
+            Self::ClientHandshake => !matches!(way, Way::Raw | Way::Mute),
             // Behind the 220 it is between client and HOST.
-            Self::Replay | Self::ClientHandshake | Self::Gate | Self::RelayTls => way.ends_tls(),
-            _ => true,
+            Self::Replay | Self::Gate | Self::RelayTls => way != Way::Raw,
         };
         Self::ALL.into_iter().filter(has).map(|at| (way, at)).collect()
     }
 
     /// All of them that each way has.
     pub(crate) fn everywhere() -> Vec<(Way, Self)> {
-        Way::ALL.into_iter().flat_map(Self::of).collect()
+        Way::EVERY.into_iter().flat_map(Self::of).collect()
     }
 
     /// Whether the client's TLS stands.
@@ -86,8 +88,13 @@ impl At {
 
     /// Whether it is a step towards the server behind TLS, inside TLS.
     pub(crate) fn is_late(self, way: Way) -> bool {
-        let is_late = way == Way::Respawn || way.is_late();
+        let is_late = way.respawns() || way.is_late() || way == Way::Mute;
         is_late && matches!(self, Self::BackendHandshake | Self::Greeting | Self::Replay)
+    }
+
+    /// Whether the client's TLS stands, and is somebody else's: to us any end of it is an end.
+    pub(crate) fn is_in_their_tls(self, way: Way) -> bool {
+        self.is_secure(way) && !way.ends_tls()
     }
 
     /// Whether the backend's connection stands.
@@ -130,6 +137,9 @@ impl Standing {
         }
         if at == At::Ungreeted {
             return Ok(());
+        }
+        if self.way == Way::Mute {
+            return self.go_on_behind_the_220(at);
         }
         if !matches!(at, At::Snoop | At::Dial) {
             door.backend.listen();
@@ -183,7 +193,7 @@ impl Standing {
         let client = door.client.as_mut().ok_or("no client")?;
         client.get(b"220 2.0.0 Ready to start TLS\r\n")?;
         self.since = Instant::now();
-        if self.way != Way::Keep {
+        if !self.way.keeps() {
             child.get(b"QUIT\r\n")?;
             child.exit(0);
         }
@@ -191,7 +201,12 @@ impl Standing {
             return Ok(());
         }
         client.secure(tls_client())?;
-        if At::Replay.is_late(self.way) && self.go_on_behind_the_220(at)? {
+        self.go_on_behind_the_220(at)
+    }
+
+    /// From where the client's TLS stands.
+    fn go_on_behind_the_220(&mut self, at: At) -> Result<(), String> {
+        if At::Replay.is_late(self.way) && self.come_to_the_server(at)? {
             return Ok(());
         }
         // Only its reply shows that our side of the handshake has arrived too.
@@ -208,8 +223,10 @@ impl Standing {
     }
 
     /// From the client's handshake to the gate, where a server is come to there. Whether the session stands where it is to.
-    fn go_on_behind_the_220(&mut self, at: At) -> Result<bool, String> {
-        if self.way == Way::Respawn {
+    fn come_to_the_server(&mut self, at: At) -> Result<bool, String> {
+        if self.way == Way::Mute {
+            // It is there from the start.
+        } else if self.way.respawns() {
             self.door.fresh()?;
         } else if at == At::BackendHandshake {
             self.since = Instant::now();
@@ -260,7 +277,7 @@ impl Standing {
 
     /// Whether the child was dismissed when the session came to where it stands.
     pub(crate) fn is_dismissed(&self, at: At) -> bool {
-        at.is_announced(self.way) && self.way != Way::Keep
+        at.is_announced(self.way) && !self.way.keeps() && self.way != Way::Mute
     }
 
     /// The backend, where there is one, sees an end; in TLS and behind the 220 none that is clean. The end that the client of
