@@ -165,7 +165,6 @@ impl EndReason {
             | Self::Child(_)
             | Self::Backend(_)
             | Self::Handover(_)
-            | Self::TlsServer(_)
             | Self::Policy(PolicyEnd::NoCertificate)
             | Self::Engine(_)
             | Self::System(_)
@@ -183,6 +182,8 @@ impl EndReason {
             | Self::Policy(PolicyEnd::TlsRequired)
             | Self::Timeout(_)
             | Self::Handshake(_)
+            // Strangers bring it about at will; where it is the server's own fault that server has a log.
+            | Self::TlsServer(_)
             | Self::Tls(_) => false,
         }
     }
