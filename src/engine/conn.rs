@@ -353,7 +353,8 @@ impl Conn {
                 }
                 Phase::Commit => self.commit(now),
                 Phase::Announce => self.announce(registry, now),
-                Phase::SecureClient => self.secure_client(now),
+                // The client first: where its TLS stands by now, what the backend does is done in the gate.
+                Phase::SecureClient => self.secure_client(now) | self.read_backend(now),
                 Phase::Start => self.start_fresh(registry, now),
                 Phase::Tell => self.tell_host(now),
                 Phase::Gate => self.read_backend(now) | self.read_client(now),

@@ -166,7 +166,7 @@ impl Conn {
                     let why = describe(&trouble);
                     // The alert says why to the backend.
                     backend.transmit();
-                    if self.session.is_handover() || phase.is_reaching() {
+                    if self.session.is_handover() || phase.is_reaching() || phase == Phase::SecureClient {
                         self.session.handle_handover_failed(why, now);
                         moved = true;
                         continue;
@@ -244,7 +244,8 @@ impl Conn {
 
     pub(super) fn secure_client(&mut self, now: Instant) -> bool {
         if self.tls_handshake.is_some() {
-            return self.await_tls_server(now);
+            // What it tells may be long behind the handshake: the child is looked at first.
+            return self.read_backend(now) | self.await_tls_server(now);
         }
         let Some(client) = self.client.as_mut().filter(|client| client.ends.input.readable) else { return false };
         let Some(leg) = &mut client.leg else { return false };

@@ -152,7 +152,10 @@ fn a_server_is_read_in_its_phases_until_the_client_has_enough_before_it() {
         for phase in phases(way) {
             let mut session = at(phase, way, now);
             assert_eq!(session.wants_child(), phase == Phase::Snoop, "{way}, {phase:?}");
-            let wants_backend = matches!(phase, Phase::Greeting | Phase::Replay | Phase::Gate);
+            let wants_backend = match phase {
+                Phase::SecureClient => !way.is_late(),
+                _ => matches!(phase, Phase::Greeting | Phase::Replay | Phase::Gate),
+            };
             assert_eq!(session.wants_backend(), wants_backend, "{way}, {phase:?}");
             session.to_client.push(&[b'a'; limits::TO_CLIENT]);
             assert_eq!((session.wants_child(), session.wants_backend()), (phase == Phase::Snoop, wants_backend));
@@ -221,13 +224,54 @@ fn a_relay_with_one_end_gone_has_a_little_time_and_its_own_verdict() {
 #[test]
 fn a_backend_gone_before_the_clients_tls_stands_is_named_with_way_and_step() {
     let now = Instant::now();
-    for (phase, line) in [
-        (Phase::Announce, "way tls, announce failed: the backend closed"),
-        (Phase::SecureClient, "way tls, client handshake failed: the backend closed"),
-    ] {
-        let mut session = at(phase, Way::Tls, now);
-        session.handle_backend_eof(true, now);
-        assert_eq!(session.end().map(ToString::to_string).as_deref(), Some(line));
+    let mut session = at(Phase::Announce, Way::Tls, now);
+    session.handle_backend_eof(true, now);
+    let end = session.end().map(ToString::to_string);
+    assert_eq!(end.as_deref(), Some("way tls, announce failed: the backend closed"));
+}
+
+/// In words, once there is a TLS to say them in: to the client a handshake that breaks off is TLS that failed.
+#[test]
+fn a_backend_lost_while_the_client_shakes_hands_is_named_and_the_client_told_inside_its_tls() {
+    type Loss = fn(&mut Session, Instant);
+    let losses: [(Loss, &str); 3] = [
+        (|session, now| session.handle_backend_eof(true, now), "the backend closed"),
+        (|session, now| session.handle_backend(b"421 bye\r\n", now), "the backend spoke unasked"),
+        (|session, now| session.handle_handover_failed("reset".to_owned(), now), "reset"),
+    ];
+    let now = Instant::now();
+    for way in Way::EVERY.into_iter().filter(|way| Phase::steps(*way).contains(&Phase::SecureClient)) {
+        for (loss, why) in losses {
+            let lost = || {
+                let mut session = at(Phase::SecureClient, way, now);
+                loss(&mut session, now);
+                assert!(session.end().is_none() && !session.wants_backend() && session.to_client.is_empty());
+                // A second one changes nothing.
+                session.handle_backend_eof(false, now);
+                session
+            };
+            let line = format!("way {way}, client handshake failed: {why}");
+            let mut session = lost();
+            session.handle_client_secured(now);
+            assert_eq!(session.end().map(ToString::to_string), Some(line.clone()));
+            assert!(session.to_client.as_slice().starts_with(b"421 4.3.0 ") && session.ended_in().is_inside(way));
+            // Who gives up before that gives up a session that had no server.
+            let gives_up: [Loss; 3] = [
+                Session::handle_client_eof,
+                |session, now| session.handle_timeout(now + Policy::default().timeouts.handshake),
+                |session, now| session.handle_end(EndReason::Handshake("no TLS".to_owned()), now),
+            ];
+            for gives_up in gives_up {
+                let mut session = lost();
+                gives_up(&mut session, now);
+                assert_eq!(session.end().map(ToString::to_string), Some(line.clone()));
+                assert!(session.to_client.is_empty());
+            }
+            // But for what is to be mended first.
+            let mut session = lost();
+            session.handle_end(EndReason::Engine("broken".to_owned()), now);
+            assert_eq!(session.end(), Some(&EndReason::Engine("broken".to_owned())));
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use super::snoop::Snooper;
 use super::{Note, Session};
 
 impl Session {
-    /// The backend's plaintext. Only in `Greeting`, `Replay` and `Gate`; elsewhere before the 220 it is a failure.
+    /// The backend's plaintext. Only in `Greeting`, `Replay` and `Gate`; elsewhere before the gate it is a failure.
     pub fn handle_backend(&mut self, octets: &[u8], now: Instant) {
         match self.phase {
             Phase::Greeting | Phase::Replay => match &mut self.replay {
@@ -26,7 +26,7 @@ impl Session {
                 },
                 None => self.finish(EndReason::Bug("no replay".to_owned()), now),
             },
-            Phase::SecureBackend | Phase::Commit | Phase::Tell => {
+            Phase::SecureBackend | Phase::Commit | Phase::Tell | Phase::SecureClient => {
                 if let Some(run) = &mut self.replay {
                     run.lose_step();
                 }
@@ -39,7 +39,6 @@ impl Session {
             | Phase::Dial
             | Phase::Start
             | Phase::Announce
-            | Phase::SecureClient
             | Phase::RelayPlain
             | Phase::RelayTls
             | Phase::Close => {}
@@ -48,7 +47,7 @@ impl Session {
 
     /// The backend closed. `clean`: as its connection knows a clean end, in TLS with close_notify.
     pub fn handle_backend_eof(&mut self, clean: bool, now: Instant) {
-        if self.is_handover() || self.phase.is_reaching() {
+        if self.is_handover() || self.phase.is_reaching() || self.phase == Phase::SecureClient {
             self.handle_handover_failed("the backend closed".to_owned(), now);
         } else if self.phase == Phase::Gate {
             let said_bye = self.dialogue.last_code().is_some_and(|c| c.is(b"221") || c.is(b"421"));
@@ -58,7 +57,7 @@ impl Session {
                 (false, _) => EndReason::Backend(BackendEnd::Truncated),
             };
             self.finish(reason, now);
-        } else if matches!(self.phase, Phase::Announce | Phase::SecureClient) {
+        } else if self.phase == Phase::Announce {
             let why = "the backend closed".to_owned();
             let failure = HandoverFailure { way: self.policy.way, step: self.phase, why };
             self.finish(EndReason::Handover(failure), now);
@@ -86,9 +85,15 @@ impl Session {
     }
 
     /// A step of the hand-over failed: `why` in words, remote octets escaped. The client gets a 454 and goes on with the
-    /// child; behind the 220 there is no way back, and it gets a 421.
+    /// child; behind the 220 there is no way back, and it gets a 421 as soon as its TLS stands.
+    ///
+    /// Rejected: to end at once where it still shakes hands. To the client that is TLS that failed, and many deliver in clear then.
     pub fn handle_handover_failed(&mut self, why: String, now: Instant) {
         let failure = HandoverFailure { way: self.policy.way, step: self.phase, why };
+        if self.phase == Phase::SecureClient {
+            self.lost.get_or_insert(failure);
+            return;
+        }
         if self.is_inside() && self.phase.is_reaching() {
             return self.finish(EndReason::Handover(failure), now);
         }
@@ -138,6 +143,9 @@ impl Session {
     /// The client's TLS stands.
     pub fn handle_client_secured(&mut self, now: Instant) {
         self.step(Cause::ClientSecured, now);
+        if let Some(lost) = self.lost.take() {
+            self.finish(EndReason::Handover(lost), now);
+        }
     }
 
     /// Whether STARTTLS was said and the 220 was not: a failure is a 454.

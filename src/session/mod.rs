@@ -15,7 +15,7 @@
 //! | `Greeting`, `Replay` | `handle_backend` with what the backend says |
 //! | `Commit` | when nothing is unsent: reads the client once more; nothing there: `handle_quiet` |
 //! | `Announce` | writes; when all is out: `handle_announced`; reads no one |
-//! | `SecureClient` | dismisses the child; TLS with the client: `handle_client_secured` or `handle_end` |
+//! | `SecureClient` | dismisses the child; TLS with the client: `handle_client_secured` or `handle_end`; still reads the backend |
 //! | `Gate` | `handle_client` and `handle_backend` with what TLS delivers |
 //! | `RelayPlain`, `RelayTls` | writes out what is queued, then moves octets itself; `handle_relayed` for the timer |
 //! | `Close` | writes out, lingers, closes; [`Session::end`] says why |
@@ -97,6 +97,8 @@ pub struct Session {
     transcript: Transcript,
     replay: Option<replay::Run>,
     stand_in: Option<StandIn>,
+    /// The server behind TLS was lost while the client shook hands.
+    lost: Option<HandoverFailure>,
     timers: Timers,
     notes: Vec<Note>,
     noted: Vec<Note>,
@@ -155,6 +157,7 @@ impl Session {
             transcript,
             replay: None,
             stand_in: None,
+            lost: None,
             timers: Timers::new(now),
             notes: Vec::new(),
             noted: Vec::new(),
@@ -255,6 +258,8 @@ impl Session {
     pub fn wants_backend(&self) -> bool {
         match self.phase {
             Phase::Greeting | Phase::Replay => true,
+            // Late, what it does before its header is a failure of that step, which finds it.
+            Phase::SecureClient => self.lost.is_none() && !self.policy.way.is_late(),
             Phase::Gate => self.to_client.len() <= limits::TO_CLIENT,
             Phase::Snoop
             | Phase::Summon
@@ -265,7 +270,6 @@ impl Session {
             | Phase::Tell
             | Phase::Commit
             | Phase::Announce
-            | Phase::SecureClient
             | Phase::RelayPlain
             | Phase::RelayTls
             | Phase::Close => false,
@@ -425,6 +429,11 @@ impl Session {
         if self.phase == Phase::Close {
             return;
         }
+        let reason = match self.lost.take() {
+            // Whoever gives up now, that came first.
+            Some(lost) if !reason.is_warning() => EndReason::Handover(lost),
+            Some(_) | None => reason,
+        };
         let between = match self.phase {
             Phase::Snoop
             | Phase::Summon

@@ -2,10 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use starttls_wrapper::session::Way;
+
 use crate::dialogue::Backend;
 use crate::door::{Start, tls_client};
 use crate::octets::Octets;
-use crate::steps::{At, Standing, all_of, ask_child};
+use crate::steps::{At, Standing, all_of, ask_child, child_behind};
+use crate::stream::wait_until;
 use crate::wire::{End, PATIENCE};
 
 const NOT_AVAILABLE: &[u8] = b"454 4.7.0 TLS not available\r\n";
@@ -205,5 +208,36 @@ fn an_urgent_octet_of_the_backend_hides_nothing_that_follows_it() {
         rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
         client.get(b"250-one\r\n250 two\r\n").unwrap();
         standing.close();
+    });
+}
+
+/// Between the 220 and the client's TLS nothing can be said. What came to pass there is told when it can, and in the log by way and step.
+#[test]
+fn a_server_lost_while_the_client_shakes_hands_is_named_with_way_and_step_and_the_client_hears_of_it() {
+    let has_server =
+        |way: &Way| !way.respawns() && !way.is_late() && At::of(*way).contains(&(*way, At::ClientHandshake));
+    let ways = Way::EVERY.into_iter().filter(has_server);
+    let cases: Vec<_> = ways.flat_map(|way| [true, false].map(|shakes_hands| (way, shakes_hands))).collect();
+    all_of(&cases, |&(way, shakes_hands)| {
+        let options = ["--handshake-timeout", if shakes_hands { "30" } else { "1" }];
+        let mut standing = Standing::at(At::ClientHandshake, &Start { options: &options, ..Start::by(way) });
+        let (door, child) = (&mut standing.door, &mut standing.child);
+        match child_behind(way, door, child) {
+            Some(child) => child.exit(0),
+            None => door.backend.take().end(),
+        }
+        let client = door.client.as_mut().unwrap();
+        if shakes_hands {
+            client.secure(tls_client()).unwrap();
+            client.get(b"421 4.3.0 Mail server not available\r\n").unwrap();
+            assert_eq!(client.get_end(), Ok(End::Clean));
+        } else {
+            // That it says nothing is not the reason.
+            assert_eq!(client.rest().unwrap().0, b"");
+        }
+        let line = format!(": way {way}, client handshake failed: the backend closed\n");
+        assert!(wait_until(PATIENCE, || door.said().contains("end=")), "{way}");
+        assert_eq!(door.said().matches(&line).count(), 1, "{}", door.said());
+        assert_eq!(standing.close(), 111);
     });
 }

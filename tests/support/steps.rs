@@ -112,7 +112,7 @@ impl At {
 pub(crate) struct Standing {
     pub(crate) child: Child,
     pub(crate) door: Door,
-    /// When the last thing happened.
+    /// When the last thing was brought about: no timer that runs now has begun before.
     pub(crate) since: Instant,
     way: Way,
     _full: Vec<TcpStream>,
@@ -144,8 +144,8 @@ impl Standing {
         if !matches!(at, At::Snoop | At::Dial) {
             door.backend.listen();
         }
-        greet(door, child)?;
         self.since = Instant::now();
+        greet(door, child)?;
         let client = door.client.as_mut().ok_or("no client")?;
         match at {
             At::Ungreeted | At::Snoop => return Ok(()),
@@ -160,11 +160,14 @@ impl Standing {
             At::RelayPlain => {
                 client.send(b"MAIL FROM:<>\r\n");
                 child.get(b"MAIL FROM:<>\r\n")?;
-                child.send(b"250 2.1.0 Ok\r\n");
                 self.since = Instant::now();
+                child.send(b"250 2.1.0 Ok\r\n");
                 return client.get(b"250 2.1.0 Ok\r\n");
             }
-            _ => client.send(b"STARTTLS\r\n"),
+            _ => {
+                self.since = Instant::now();
+                client.send(b"STARTTLS\r\n");
+            }
         }
         match at {
             At::Dial => return Ok(()),
@@ -175,6 +178,7 @@ impl Standing {
         match self.way {
             Way::Tls | Way::Plain => {
                 let backend = door.backend.wire()?;
+                self.since = Instant::now();
                 backend.send(b"220 secure.example ESMTP\r\n");
                 backend.get(b"EHLO client.example\r\n")?;
             }
@@ -182,17 +186,16 @@ impl Standing {
             Way::TlsLate | Way::PlainLate => door.backend.accept_only()?,
             Way::Respawn | Way::UcspiRespawn | Way::Raw | Way::Mute => {}
         }
-        self.since = Instant::now();
         if at == At::Replay && !at.is_late(self.way) {
             return Ok(());
         }
         if !At::Replay.is_late(self.way) {
+            self.since = Instant::now();
             self.behind_says(b"250 secure.example\r\n")?;
         }
         let (door, child) = (&mut self.door, &mut self.child);
         let client = door.client.as_mut().ok_or("no client")?;
         client.get(b"220 2.0.0 Ready to start TLS\r\n")?;
-        self.since = Instant::now();
         if !self.way.keeps() {
             child.get(b"QUIT\r\n")?;
             child.exit(0);
@@ -200,6 +203,7 @@ impl Standing {
         if at == At::ClientHandshake {
             return Ok(());
         }
+        self.since = Instant::now();
         client.secure(tls_client())?;
         self.go_on_behind_the_220(at)
     }
@@ -229,18 +233,17 @@ impl Standing {
         } else if self.way.respawns() {
             self.door.fresh()?;
         } else if at == At::BackendHandshake {
-            self.since = Instant::now();
             return self.door.backend.held().proxy_header().map(|_| true);
         } else {
+            self.since = Instant::now();
             self.door.backend.be_told()?;
         }
-        self.since = Instant::now();
         if at == At::Greeting {
             return Ok(true);
         }
+        self.since = Instant::now();
         self.behind_says(b"220 secure.example ESMTP\r\n")?;
         self.behind_gets(b"EHLO client.example\r\n")?;
-        self.since = Instant::now();
         if at == At::Replay {
             return Ok(true);
         }
