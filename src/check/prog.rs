@@ -21,6 +21,7 @@ use crate::sys::end::End;
 
 /// What a UCSPI server says of a TCP client.
 const TCP: [&str; 7] =
+use crate::variables::NAMES;
     ["PROTO", "TCPREMOTEIP", "TCPREMOTEPORT", "TCPREMOTEHOST", "TCPREMOTEINFO", "TCPLOCALIP", "TCPLOCALPORT"];
 
 /// What a fresh PROG is told of a client's TLS.
@@ -105,7 +106,7 @@ fn greeted(
 
 fn start(config: &Config, variables: &[(&'static str, String)]) -> Result<Prog, String> {
     let cannot = |error| format!("it can't be started: {}: {error}", config.program.display());
-    let without = [&OWN_VARIABLES[..], &TCP].concat();
+    let without = [&OWN_VARIABLES[..], &TCP, &NAMES].concat();
     let variables = variables.iter().map(|(name, value)| (*name, value.as_str()));
     let mut child = Child::start_with(&config.program, &config.arguments, &without, variables).map_err(cannot)?;
     let pipe = |end: Option<_>| end.map(|end| End::pipe(end, Token(0))).transpose().map_err(cannot);

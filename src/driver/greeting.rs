@@ -52,7 +52,7 @@ fn hear(probe: &Probe, number: usize) -> Result<(Heard, Prober<'static>), Fatal>
     let (name, address) = NAMES[number];
     let ends = [SocketAddr::from((address, 25)), SocketAddr::from((Ipv4Addr::LOCALHOST, 25))];
     let variables: Vec<(&str, String)> = variables(ends).collect();
-    let without = [&OWN_VARIABLES[..], &UCSPI_VARIABLES].concat();
+    let without = [&OWN_VARIABLES[..], &UCSPI_VARIABLES, &crate::variables::NAMES].concat();
     let told = variables.iter().map(|(name, value)| (*name, value.as_str()));
     let child = Child::start_with(&probe.program, &probe.arguments, &without, told);
     let child = child.map_err(|error| Fatal::System("start PROG", error))?;

@@ -67,7 +67,7 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
     let mut supervisor = Supervisor::new(line);
     inherited::clean_up().map_err(fatal("prepare the inherited descriptors"))?;
     let descriptors = listener::raise_descriptors();
-    let own = [&OWN_VARIABLES[..], &LISTENER_VARIABLES, &UCSPI_VARIABLES].concat();
+    let own = [&OWN_VARIABLES[..], &LISTENER_VARIABLES, &UCSPI_VARIABLES, &crate::variables::NAMES].concat();
     let order = Order { program: &config.program, arguments: &config.arguments, own: &own, ids: listen.ids };
     let plain = plain_target(&config)?;
     // One who asks for each loop, and one for the probes.

@@ -21,7 +21,7 @@ use crate::engine::{
 };
 use crate::error::Fatal;
 use crate::proxy::Header;
-use crate::session::{ChildEnd, EndReason, PolicyEnd, StandIn};
+use crate::session::{ChildEnd, EndReason, PolicyEnd, StandIn, Way};
 use crate::smtp::reply::Ours;
 use crate::sys::child::{self, Child};
 use crate::sys::dial::{Place, Target};
@@ -30,6 +30,7 @@ use crate::sys::holder::Holder;
 use crate::sys::sandbox::{self, Confined, Needs};
 use crate::sys::{inherited, privileges, signals};
 use crate::tls::{Identity, Roots, UnixTime};
+use crate::variables::NAMES;
 
 use super::{greeting, tickets};
 
@@ -135,8 +136,10 @@ pub fn turn_away(deed: &'static str, error: io::Error) -> Fatal {
 /// PROG, or the place that is kept for it where somebody can stand in.
 fn start(config: &Config) -> Result<Front, EndReason> {
     let (program, arguments) = (&config.program, &config.arguments);
+    // In the clear there is no TLS to be told of, whatever whoever started us was told. `--mute` stands behind TLS.
+    let claims = if config.policy.way == Way::Mute { &[][..] } else { &NAMES };
     let started = match stand_in(config) {
-        None => Child::start(program, arguments, &OWN_VARIABLES).map(Front::Child),
+        None => Child::start(program, arguments, &[&OWN_VARIABLES, claims].concat()).map(Front::Child),
         Some(stand_in) => Holder::start(program, arguments, &OWN_VARIABLES)
             .map(|holder| Front::Later(Source::Held(holder), Some(stand_in))),
     };

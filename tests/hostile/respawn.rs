@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use starttls_wrapper::session::Way;
 
 use crate::child::{Child, Report};
-use crate::door::{Door, Start, certificate, tls_client};
+use crate::door::{Door, Shape, Start, certificate, tls_client};
 use crate::steps::{At, Standing, all_of};
 use crate::stream::wait_until;
 use crate::wire::{End, PATIENCE};
@@ -46,6 +46,7 @@ fn the_fresh_child_is_told_of_the_clients_tls_and_has_all_that_the_first_had() {
     let start = Start { environment: &environment, ..RESPAWN };
     let standing = Standing::at(At::Gate, &start);
     let (first, fresh) = (&standing.child.report, &standing.door.fresh.as_ref().unwrap().report);
+    assert!(!first.environment.iter().any(|variable| variable.starts_with("SSL_")), "{first:?}");
     assert_eq!(of_environment(fresh, "SSL_PROTOCOL").as_deref(), Some("TLSv1.3"));
     assert!(of_environment(fresh, "SSL_CIPHER").is_some_and(|suite| suite.starts_with("TLS_AES_")), "{fresh:?}");
     assert_eq!(of_environment(fresh, "SSL_TLS_SNI_SERVERNAME").as_deref(), Some("localhost"));
@@ -60,6 +61,21 @@ fn the_fresh_child_is_told_of_the_clients_tls_and_has_all_that_the_first_had() {
     assert_eq!((&fresh.fds, &fresh.signals, &fresh.folder), (&first.fds, &first.signals, &first.folder));
     assert_eq!(fresh.arguments, first.arguments);
     standing.close();
+}
+
+/// Whoever starts us may itself have been started behind TLS. What `--mute` finds is said of its own client.
+#[test]
+fn a_prog_that_speaks_in_the_clear_is_told_of_no_tls_by_any_way() {
+    let stale = ["SSL_PROTOCOL", "SSL_CIPHER", "SSL_TLS_SNI_SERVERNAME"].map(|name| (name, "stale"));
+    let shapes = Way::EVERY.map(|way| (way, Shape::Tcp)).into_iter().chain([(Way::Tls, Shape::Listener)]);
+    for (way, shape) in shapes {
+        let mut door = Door::open(&Start { environment: &stale, shape, ..Start::by(way) });
+        let mut child = Child::accept(&door.puppets).unwrap_or_else(|why| panic!("{way}: {why}: {}", door.said()));
+        let told = child.report.environment.iter().filter(|variable| variable.starts_with("SSL_")).count();
+        assert_eq!(told, if way == Way::Mute { stale.len() } else { 0 }, "{way}: {:?}", child.report);
+        drop(door.client.take());
+        child.exit(0);
+    }
 }
 
 /// It holds neither the client nor the first child open, and not the key.
