@@ -1,14 +1,17 @@
 //! PROG, as a stranger's session would have it: the TCP* variables of an outside client, two pipes, our stderr.
 
+use std::path::Path;
 use std::time::Duration;
 
+use log::LevelFilter;
 use mio::Token;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::HELLO;
 use super::relaying::{self, OUTSIDE, OUTSIDE_PORT, Relays, STRANGER};
 use super::table::Table;
-use crate::cli::{Config, OWN_VARIABLES};
+use crate::cli::{Config, OWN_VARIABLES, Probe};
+use crate::driver::greeting;
 use crate::engine::Backend;
 use crate::engine::talk::{Reply, Talk};
 use crate::session::Way;
@@ -18,10 +21,10 @@ use crate::session::transcript::Transcript;
 use crate::smtp::command::Verb;
 use crate::sys::child::Child;
 use crate::sys::end::End;
+use crate::variables::NAMES;
 
 /// What a UCSPI server says of a TCP client.
 const TCP: [&str; 7] =
-use crate::variables::NAMES;
     ["PROTO", "TCPREMOTEIP", "TCPREMOTEPORT", "TCPREMOTEHOST", "TCPREMOTEINFO", "TCPLOCALIP", "TCPLOCALPORT"];
 
 /// What a fresh PROG is told of a client's TLS.
@@ -66,7 +69,33 @@ pub(super) fn check(config: &Config, table: &mut Table) -> Option<Known> {
     if config.policy.way.respawns() {
         check_fresh(config, hello.as_ref(), table);
     }
+    if let Some(path) = &config.greeting {
+        check_paper(path, config, table);
+    }
     Some(Known { name, hello })
+}
+
+/// What PROG says by the file of `--greeting`.
+fn check_paper(path: &Path, config: &Config, table: &mut Table) {
+    let what = "--greeting";
+    let learned = match greeting::read(path) {
+        Ok(learned) => learned,
+        Err(why) => return table.warning(what, &why, "PROG is started for each client: --probe writes such a file."),
+    };
+    let probe = Probe {
+        program: config.program.clone(),
+        arguments: config.arguments.clone(),
+        timeouts: config.policy.timeouts,
+        verbosity: LevelFilter::Off,
+    };
+    match greeting::check(&learned, &probe) {
+        Ok(()) => table.ok(what, &format!("{}: PROG says so", path.display())),
+        Err(why) => table.problem(
+            what,
+            &format!("{} is not what PROG says: {why}", path.display()),
+            "Who is told so and then needs PROG may get a 421: write it anew by --probe.",
+        ),
+    }
 }
 
 /// The environment of a client from outside, and what else there is to say.

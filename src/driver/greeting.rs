@@ -47,6 +47,15 @@ pub fn probe(probe: &Probe) -> Result<u8, Fatal> {
     Ok(exit::OVER)
 }
 
+/// Whether PROG says what `learned` says.
+///
+/// # Errors
+/// What it says otherwise, or why it does not serve.
+pub(crate) fn check(learned: &Learned, probe: &Probe) -> Result<(), String> {
+    let (heard, prober) = hear(probe, 0).map_err(|fatal| fatal.to_string())?;
+    learned.is_true_of(&heard, prober)
+}
+
 /// One of the two probes.
 fn hear(probe: &Probe, number: usize) -> Result<(Heard, Prober<'static>), Fatal> {
     let (name, address) = NAMES[number];
@@ -65,7 +74,7 @@ fn hear(probe: &Probe, number: usize) -> Result<(Heard, Prober<'static>), Fatal>
 ///
 /// # Errors
 /// Why it can't be believed, with its name.
-pub(super) fn read(path: &Path) -> Result<Learned, String> {
+pub(crate) fn read(path: &Path) -> Result<Learned, String> {
     let mut text = String::new();
     let count = File::open(path).and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text));
     let read = match count {

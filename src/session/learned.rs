@@ -138,6 +138,19 @@ impl Learned {
         }
     }
 
+    /// Whether a probe has heard all that this one says; what it says nothing of is the server's own affair.
+    ///
+    /// # Errors
+    /// Which reply differs.
+    pub fn is_true_of(&self, heard: &Heard, prober: Prober<'_>) -> Result<(), String> {
+        let other = Self::from_probe(heard, prober)?;
+        let differs = |asked: &Asked| self.knows(*asked) && self.0[*asked as usize] != other.0[*asked as usize];
+        match Asked::ALL.into_iter().find(differs) {
+            Some(asked) => Err(format!("its reply to {} is another", asked.word())),
+            None => Ok(()),
+        }
+    }
+
     /// Whether something is learned for it.
     #[must_use]
     pub fn knows(&self, asked: Asked) -> bool {
@@ -350,6 +363,17 @@ mod tests {
         let mut less = exim(SECOND, "220 mx 08:53:59\r\n");
         less.note(Asked::Noop, b"502 no\r\n");
         assert_eq!(learned.agrees(&less, SECOND), Err("its reply to noop is not always the same".to_owned()));
+        assert_eq!(learned.is_true_of(&less, SECOND), Err("its reply to noop is another".to_owned()));
+    }
+
+    #[test]
+    fn what_is_not_said_of_a_server_can_not_be_wrong() {
+        let learned = Learned::parse("greeting 220 mx\nnoop 250 OK\n").unwrap();
+        assert_eq!(learned.is_true_of(&exim(FIRST, "220 mx\n"), FIRST), Ok(()));
+        let mut other = exim(FIRST, "220 mx\n");
+        other.note(Asked::Noop, b"250 ok\n");
+        assert_eq!(learned.is_true_of(&other, FIRST), Err("its reply to noop is another".to_owned()));
+        assert!(learned.is_true_of(&heard(&[]), FIRST).is_err());
     }
 
     #[test]

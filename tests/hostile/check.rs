@@ -2,6 +2,7 @@
 //! nothing is left behind.
 
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -373,6 +374,59 @@ fn our_own_certificate_is_read_as_a_session_reads_it() {
     table.has("problem", "certificate", "there is none: STARTTLS is not offered");
     let table = Table::of(bare().args(["--way", "keep", "--self-signed", "mx.example"]).args(&prog));
     table.has("warning", "certificate", "a throw-away one for mx.example");
+}
+
+#[test]
+fn ticket_keys_are_read_as_a_session_reads_them() {
+    let files = Files::of(Certificate::new());
+    let path = files.folder.path().join("ticket.keys");
+    let run = |keys: &str, mode: u32| {
+        std::fs::write(&path, keys).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let options = ["--way", "keep", "--ticket-keys", path.to_str().unwrap()];
+        check(&files.cert(), &files.key(), &options, &[], &prog(&but(&[]), ""))
+    };
+    let key = format!("{}\n", "QUJD".repeat(16));
+    let table = run(&key, 0o600);
+    table.has("ok", "ticket keys", "in order");
+    assert_eq!(table.code, Some(0));
+    run(&key, 0o644).has("problem", "ticket keys", &format!("ticket keys {}: others may use it", path.display()));
+    run("no key\n", 0o600).has("problem", "ticket keys", &format!("ticket keys {}: ", path.display()));
+    std::fs::remove_file(&path).unwrap();
+    let options = ["--way", "keep", "--ticket-keys", path.to_str().unwrap()];
+    let table = check(&files.cert(), &files.key(), &options, &[], &prog(&but(&[]), ""));
+    assert!(table.row("ticket keys").found.ends_with("can't read it: No such file or directory (os error 2)"));
+    let without = check(&files.cert(), &files.key(), &options[..2], &[], &prog(&but(&[]), ""));
+    assert!(!without.text.contains("ticket keys"), "{}", without.text);
+}
+
+/// What `--probe` has written is true as long as PROG says the same.
+#[test]
+fn the_file_of_greeting_is_held_against_what_prog_says() {
+    let files = Files::of(Certificate::new());
+    let path = files.folder.path().join("paper");
+    let probe = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_starttls-wrapper"));
+        command.args(["--probe"]).args(prog(&but(&[]), "")).stdin(Stdio::null()).output().unwrap().stdout
+    };
+    let run = |script: Script, way: &[&str]| {
+        let options = [way, &["--greeting", path.to_str().unwrap()]].concat();
+        check(&files.cert(), &files.key(), &options, &[], &prog(&script, ""))
+    };
+    run(but(&[]), &["--way", "keep"]).has("warning", "--greeting", &format!("greeting {}: can't", path.display()));
+    std::fs::write(&path, probe()).unwrap();
+    for way in ["keep", "respawn"] {
+        let table = run(but(&[]), &["--way", way]);
+        table.has("ok", "--greeting", &format!("{}: PROG says so", path.display()));
+        assert_eq!(table.code, Some(0), "{}", table.text);
+    }
+    let found = |why: &str| format!("{} is not what PROG says: its reply to {why} is another", path.display());
+    let other = run(but(&[("", "220 other.example ESMTP\r\n")]), &["--way", "keep"]);
+    other.has("problem", "--greeting", &found("greeting"));
+    let other = run(but(&[("EHLO", "250-mx.example\r\n250 SIZE 2000\r\n")]), &["--way", "keep"]);
+    other.has("problem", "--greeting", &found("ehlo"));
+    std::fs::write(&path, "greeting 554 no\n").unwrap();
+    run(but(&[]), &["--way", "keep"]).has("warning", "--greeting", &format!("greeting {}: ", path.display()));
 }
 
 /// And once more for a client of this host, in a session of its own.
