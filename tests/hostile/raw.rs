@@ -3,15 +3,20 @@
 use rustix::process::Signal;
 use starttls_wrapper::session::Way;
 
-use crate::bulk::{MUCH, both_ways};
-use crate::door::{Door, Start};
+use crate::bulk::{ENOUGH, MUCH, both_ways};
+use crate::door::{Door, Start, tls_client};
 use crate::steps::{At, Standing, all_of};
 use crate::stream::wait_until;
+use crate::trace::Trace;
 use crate::wire::{End, PATIENCE};
 
 /// A session whose 220 is out, its HOST connected and silent.
 fn untouched(options: &[&str]) -> Standing {
-    let mut standing = Standing::at(At::Snoop, &Start { options, way: Way::Raw, ..Start::default() });
+    started(&Start { options, way: Way::Raw, ..Start::default() })
+}
+
+fn started(start: &Start<'_>) -> Standing {
+    let mut standing = Standing::at(At::Snoop, start);
     standing.door.backend.listen();
     let client = standing.door.client.as_mut().unwrap();
     client.send(b"STARTTLS\r\n");
@@ -46,6 +51,39 @@ fn every_octet_passes_untouched_and_memory_stays_flat() {
         assert_eq!(door.code(), 0);
         says(&door, "mode=raw");
     }
+}
+
+/// TLS from end to end, as the kernel saw it: behind the 220 no octet of it is read or written here, from the handshake on.
+#[test]
+fn the_ciphertext_is_spliced_and_never_read_or_written() {
+    let trace = Trace::of(&["-e", "trace=splice,read,readv,recvfrom,recvmsg,write,writev,sendto,sendmsg"]);
+    let through = trace.through();
+    let Standing { mut door, .. } = started(&Start { through: &through, way: Way::Raw, ..Start::default() });
+    let client = door.client.as_mut().unwrap();
+    std::thread::scope(|scope| {
+        let shakes_hands = scope.spawn(|| client.secure(tls_client()));
+        door.backend.secure().unwrap();
+        shakes_hands.join().unwrap().unwrap();
+    });
+    both_ways(door.client.as_mut().unwrap(), door.backend.wire().unwrap(), ENOUGH);
+    door.client.as_mut().unwrap().end();
+    let backend = door.backend.wire().unwrap();
+    assert_eq!(backend.get_end(), Ok(End::Clean));
+    backend.end();
+    assert_eq!(door.client.as_mut().unwrap().get_end(), Ok(End::Clean));
+    assert_eq!(door.code(), 0);
+    let log = trace.log();
+    let (mut spliced, mut copied) = (0, 0);
+    for call in log.lines().skip_while(|call| !call.contains("220 2.0.0 Ready")).skip(1) {
+        let count = call.rsplit_once("= ").and_then(|(_, count)| count.parse::<u64>().ok()).unwrap_or(0);
+        *if call.starts_with("splice(") { &mut spliced } else { &mut copied } += count;
+        let is_clients = ["read(0,", "read(1,", "write(0,", "write(1,"].iter().any(|begin| call.starts_with(begin));
+        assert!(!is_clients || count == 0, "{call}");
+    }
+    // Each octet by two of them: into our pipe, and out of it. The records' own octets come on top.
+    assert!(spliced > 4 * ENOUGH && spliced < 5 * ENOUGH, "{spliced} octets spliced");
+    // PROG's farewell, and a line in the log.
+    assert!(copied < 1024, "{copied} octets copied");
 }
 
 #[test]
