@@ -8,6 +8,7 @@ use crate::front::{Identity, MAILFRONT, sessions_ended_well, tcpserver, wrapper_
 use crate::letter::{Queue, letter};
 use crate::proxy::{OUTSIDE, front};
 use crate::stage::{Stage, wait_for};
+use crate::ways::{self, WAYS};
 
 /// PROG: writes down who it was told that its client is and which port that has dialled, and is a mailfront.
 const NOTING: [&str; 3] = [
@@ -78,6 +79,26 @@ fn host_and_port(at: SocketAddrV4) -> [String; 2] {
 #[test]
 fn tlswrapper_reads_the_header_and_the_greeting_is_swallowed() {
     mutes_who_dialled_25("v1", &[], &["-p", "1"]);
+}
+
+/// Behind stunnel and behind tlswrapper, all muted.
+#[test]
+fn behind_each_tls_server_there_is_one_ehlo_reply_and_no_greeting_and_the_letter_is_the_same() {
+    let raw: Vec<_> = WAYS.iter().filter(|way| way.name == "raw").collect();
+    assert_eq!(raw.len(), 2);
+    for way in raw {
+        for &mode in way.modes() {
+            let stage = Stage::new();
+            let (identity, at, behind, child) = ways::front(&stage, way);
+            silent_tls(&stage, at);
+            let text = letter("muted");
+            let output = swaks_by_tls(&stage, at, mode, &identity, &text);
+            assert_eq!(codes_inside(&output), OF_A_LETTER, "{output}");
+            behind.queue.holds(&text);
+            child.expect("a queue of PROG's").is_empty();
+            sessions_ended_well(&stage);
+        }
+    }
 }
 
 /// Nothing is set by hand here: the ports are those that were dialled. HAProxy hands a client of implicit TLS on, untouched, and

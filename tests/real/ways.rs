@@ -51,6 +51,11 @@ impl Way {
     fn is_old(&self) -> bool {
         std::ptr::fn_addr_eq(self.behind, behind_tlswrapper as fn(&Stage, &Identity) -> Behind)
     }
+
+    /// The versions that it knows.
+    pub(crate) fn modes(&self) -> &'static [Mode] {
+        if self.is_old() { &[Mode::Tls12] } else { &[Mode::Tls12, Mode::Tls13] }
+    }
 }
 
 /// A mailfront behind somebody's TLS, muted.
@@ -132,8 +137,7 @@ fn through_tls(stage: &Stage) -> usize {
 fn each_way_takes_letters_of_real_clients_through_tls_and_in_clear() {
     for way in &WAYS {
         for (client, name) in [(swaks as fn(&_, _, _, &_, &[u8]), "swaks"), (openssl, "openssl")] {
-            let modes: &[Mode] = if way.is_old() { &[Mode::Tls12] } else { &[Mode::Tls12, Mode::Tls13] };
-            for &mode in modes {
+            for &mode in way.modes() {
                 let stage = Stage::new();
                 let (identity, at, behind, child) = front(&stage, way);
                 let text = letter(name);
