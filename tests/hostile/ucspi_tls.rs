@@ -313,6 +313,29 @@ fn without_a_server_it_is_a_usage_error() {
     }
 }
 
+/// `smtpd-starttls-proxy-io [--] PROG ARGS...`: what stands behind that name may stand behind ours, and is PROG's own.
+#[test]
+fn the_arguments_of_smtpd_starttls_proxy_io_are_taken_as_they_are() {
+    let script = "printf '220 %s\\r\\n' \"$*\"; read -r end";
+    let prog = ["--", "/bin/sh", "-c", script, "smtpd", "-v", "--way", "keep", "--", "mx.example", "25"];
+    for way in [Way::UcspiTls, Way::UcspiRespawn] {
+        for program in [&prog[..], &prog[1..]] {
+            let mut door = Door::open(&Start { program: Some(program), ..Start::by(way) });
+            let client = door.client.as_mut().unwrap();
+            client
+                .get(b"220 -v --way keep -- mx.example 25\r\n")
+                .unwrap_or_else(|why| panic!("{why}: {}", door.said()));
+            door.client.as_mut().unwrap().end();
+            door.code();
+        }
+    }
+    // Its own usage errors are ours.
+    for program in [&[][..], &["-x", "/bin/true"], &["--"]] {
+        let mut door = Door::open(&Start { program: Some(program), ..Start::by(Way::UcspiTls) });
+        assert_eq!(door.code(), 100, "{program:?}: {}", door.said());
+    }
+}
+
 #[test]
 fn a_client_that_resets_behind_the_220_leaves_nothing_behind() {
     let (mut door, mut child, server) = under_server("serve", Way::UcspiTls);

@@ -2,6 +2,7 @@
 //!
 //! Debian has no s6-networking, so these are ignored until scripts/s6-tcpserver, which builds it, asks for them.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -10,7 +11,7 @@ use std::path::PathBuf;
 
 use crate::backends::stunnel;
 use crate::clients::{Mode, openssl_to, swaks};
-use crate::front::{Identity, MAILFRONT, s6, sessions_ended_well, wrapper};
+use crate::front::{Identity, MAILFRONT, s6, sessions_ended_well, tcpserver_with, wrapper};
 use crate::letter::{Queue, letter, pipelined_session};
 use crate::mute::mutes_who_dialled_25;
 use crate::privileges::QmailHome;
@@ -105,5 +106,31 @@ fn a_client_over_ipv6_is_served_in_clear_and_through_tls() {
 fn proxy_server_reads_the_header_and_the_greeting_is_swallowed() {
     for version in ["v1", "v2"] {
         mutes_who_dialled_25(version, &[programs().join("proxy-server").into()], &[]);
+    }
+}
+
+/// The server that the way is made for, in the place and with the arguments of smtpd-starttls-proxy-io.
+#[test]
+#[ignore = "s6-ucspitlsd is not in Debian: scripts/s6-tcpserver, with libbearssl-dev"]
+fn s6_ucspitlsd_does_the_tls_of_both_its_ways() {
+    for way in ["ucspi-tls", "ucspi-tls-respawn"] {
+        for mode in [Mode::Clear, Mode::Tls12] {
+            let stage = Stage::new();
+            let (identity, queue) = (Identity::self_signed(&stage, "own"), Queue::new(&stage, "child"));
+            let mut argv = vec![programs().join("s6-ucspitlsd").into(), "-K30000".into(), "--".into()];
+            argv.extend([env!("CARGO_BIN_EXE_starttls-wrapper"), "--way", way, "--"].map(OsString::from));
+            argv.extend(MAILFRONT.map(OsString::from));
+            let at = tcpserver_with(&stage, "front", &[], &argv, |command| {
+                command.env("QUEUEDIR", queue.folder());
+                command.env("CERTFILE", &identity.certificate).env("KEYFILE", &identity.key);
+            });
+            let text = letter(way);
+            swaks(&stage, at, mode, &identity, &text);
+            queue.holds(&text);
+            sessions_ended_well(&stage);
+            let log = stage.log("front");
+            let told = if mode == Mode::Clear { " mode=plain " } else { " mode=tls tls=TLSv1.2 suite=ECDHE-" };
+            assert!(log.contains(told), "{log}");
+        }
     }
 }
