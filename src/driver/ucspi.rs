@@ -66,7 +66,10 @@ pub fn serve(config: Config) -> Result<u8, Fatal> {
     // Where STARTTLS is not offered, nobody is dialled.
     let offers_tls = identity.is_some() || !config.policy.way.ends_tls();
     let (target, peer) = if offers_tls { (target(&config), peer(&config)) } else { (None, None) };
-    let dropped = privileges::become_user(config.uid, config.gid).and_then(|()| privileges::harden());
+    // A UCSPI-TLS server has them for itself, and who starts us behind it may have dropped to another user already.
+    let are_ours = !config.policy.way.is_ucspi_tls() || rustix::process::geteuid().is_root();
+    let (uid, gid) = if are_ours { (config.uid, config.gid) } else { (None, None) };
+    let dropped = privileges::become_user(uid, gid).and_then(|()| privileges::harden());
     let told = tls_server.iter().filter_map(|server| server.pid);
     let children = front.pid().into_iter().chain(holder.iter().map(Holder::pid)).chain(told).collect();
     let needs = config.sandbox.then(|| needs(target.as_ref(), peer.as_ref(), children));

@@ -336,6 +336,22 @@ fn the_arguments_of_smtpd_starttls_proxy_io_are_taken_as_they_are() {
     }
 }
 
+/// TLS_UID and TLS_GID are then the server's own: whoever starts us behind it as another user has us drop nothing.
+#[test]
+fn the_ids_of_the_servers_are_not_taken_on_by_who_has_others_already() {
+    let environment = [("TLS_UID", "65533"), ("TLS_GID", "65533")];
+    for way in [Way::UcspiTls, Way::UcspiRespawn] {
+        let prog = ["/bin/sh", "-c", "printf '220 h\\r\\n'; read -r end"];
+        let start = Start { environment: &environment, program: Some(&prog), uid: Some(65534), ..Start::by(way) };
+        let mut door = Door::open(&start);
+        let greeted = door.client.as_mut().unwrap().get(b"220 h\r\n");
+        greeted.unwrap_or_else(|why| panic!("{why}: {}", door.said()));
+        door.client.as_mut().unwrap().end();
+        assert_eq!(door.code(), 1, "{}", door.said());
+        assert!(!door.said().contains("privileges"), "{}", door.said());
+    }
+}
+
 #[test]
 fn a_client_that_resets_behind_the_220_leaves_nothing_behind() {
     let (mut door, mut child, server) = under_server("serve", Way::UcspiTls);
