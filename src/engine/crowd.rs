@@ -1,7 +1,8 @@
 //! Many connections on one loop, each driven by itself: who is to be driven, and when.
 //!
 //! Contract: after every wait of the loop, [`Crowd::note`] for each event, then [`Crowd::drive`] once; it says how long the loop may
-//! wait. Who wants a PROG is then in the queue of [`Crowd::next_asking`], to be answered by [`Crowd::hand_over`]. A connection that panics is ended alone, which is logged as the bug it is: the others never notice. What is silent costs
+//! wait. Who wants a PROG is then in the queue of [`Crowd::next_asking`], to be answered by [`Crowd::hand_over`]. A connection that panics, whatever is done with it, is ended alone, which is logged as the bug
+//! it is ([`Crowd::touch`]): the others never notice. What is silent costs
 //! nothing: a deadline that moves away (each command moves one) is not moved here before it is the first of all, and wakes nobody.
 
 use std::cmp::Reverse;
@@ -14,6 +15,7 @@ use log::error;
 use mio::event::Event;
 use mio::{Registry, Token};
 
+use crate::client_info::ClientInfo;
 use crate::session::{ChildEnd, EndReason};
 use crate::sys::child::Child;
 use crate::sys::end;
@@ -42,6 +44,9 @@ pub struct Crowd<P> {
     /// What is to be said of those who got no server. Not more than have joined since the owner has looked.
     unserved: Vec<String>,
     is_ending: bool,
+    /// Which of the next deeds panics, and whose that was.
+    #[cfg(test)]
+    bug: (Option<usize>, Option<usize>),
 }
 
 /// A connection that waits for a PROG.
@@ -64,6 +69,16 @@ struct Member<P> {
     is_ready: bool,
 }
 
+/// What a drive came to, for the others' sake.
+enum CameTo {
+    /// It wants a PROG for these ends, and is due then.
+    Wait(Option<[SocketAddr; 2]>, Option<Instant>),
+    Again,
+    End,
+    /// It has met another server than the one that was learned of, or none; what is to be said of that.
+    Difference(Option<String>),
+}
+
 impl<P> Default for Crowd<P> {
     fn default() -> Self {
         Self {
@@ -76,6 +91,8 @@ impl<P> Default for Crowd<P> {
             has_differed: false,
             unserved: Vec::new(),
             is_ending: false,
+            #[cfg(test)]
+            bug: (None, None),
         }
     }
 }
@@ -87,23 +104,27 @@ impl<P> Crowd<P> {
             self.members.push(None);
             self.members.len() - 1
         });
-        let mut conn = Box::new(Conn::new(parts, &end::Registry::new(registry, first(slot))));
-        if self.is_ending {
-            conn.terminate(Instant::now());
-        }
         self.joined += 1;
-        self.members[slot] = Some(Member { conn, _place: place, number: self.joined, due: None, is_ready: true });
+        let client = parts.info;
+        let conn = catch_unwind(AssertUnwindSafe(|| Conn::new(parts, &end::Registry::new(registry, first(slot)))));
+        let Ok(conn) = conn else {
+            tell_bug(&client);
+            return self.free.push(slot);
+        };
+        let member = Member { conn: Box::new(conn), _place: place, number: self.joined, due: None, is_ready: true };
+        self.members[slot] = Some(member);
         self.ready.push(slot);
+        if self.is_ending {
+            self.touch(slot, |conn| conn.terminate(Instant::now()));
+        }
     }
 
     /// Takes down an event of a connection's.
     pub fn note(&mut self, event: &Event) {
         let token = event.token().0;
         let Some(slot) = token.checked_sub(OTHERS).map(|own| own / STRIDE) else { return };
-        if let Some(member) = self.members.get_mut(slot).and_then(Option::as_mut) {
-            member.conn.note(Token(token % STRIDE), event);
-            wake(member, slot, &mut self.ready);
-        }
+        self.touch(slot, |conn| conn.note(Token(token % STRIDE), event));
+        self.wake(slot);
     }
 
     /// Drives all who are ready or due. `None`: nobody waits for a time; zero: there is more to do at once.
@@ -112,9 +133,9 @@ impl<P> Crowd<P> {
             self.due.pop();
             if let Some(member) = self.members[slot].as_mut().filter(|member| member.due == Some(at)) {
                 member.due = None;
-                match member.conn.deadline() {
-                    Some(later) if later > now => self.remember(slot, later),
-                    _ => wake(member, slot, &mut self.ready),
+                match self.touch(slot, |conn| conn.deadline()) {
+                    Some(Some(later)) if later > now => self.remember(slot, later),
+                    _ => self.wake(slot),
                 }
             }
         }
@@ -131,15 +152,15 @@ impl<P> Crowd<P> {
     fn next_due(&mut self) -> Option<Instant> {
         loop {
             let Reverse((at, slot)) = *self.due.peek()?;
-            let member = self.members[slot].as_mut().filter(|member| member.due == Some(at));
-            match member.map(|member| (member.conn.deadline(), &mut member.due)) {
-                Some((Some(deadline), _)) if deadline <= at => return Some(at),
-                Some((Some(later), due)) => {
-                    *due = Some(later);
-                    self.due.push(Reverse((later, slot)));
+            if self.members[slot].as_ref().is_some_and(|member| member.due == Some(at)) {
+                let deadline = self.touch(slot, |conn| conn.deadline()).flatten();
+                if deadline.is_some_and(|deadline| deadline <= at) {
+                    return Some(at);
                 }
-                Some((None, due)) => *due = None,
-                None => {}
+                if let Some(member) = &mut self.members[slot] {
+                    member.due = deadline;
+                    self.due.extend(deadline.map(|later| Reverse((later, slot))));
+                }
             }
             self.due.pop();
         }
@@ -148,34 +169,53 @@ impl<P> Crowd<P> {
     fn drive_one(&mut self, slot: usize, registry: &Registry, now: Instant) {
         let Some(member) = self.members[slot].as_mut() else { return };
         member.is_ready = false;
+        let (number, due) = (member.number, member.due);
         let registry = end::Registry::new(registry, first(slot));
-        // Whatever state a panic has left it in, it is dropped.
-        match catch_unwind(AssertUnwindSafe(|| member.conn.drive(&registry, now))) {
-            Ok(Driven::Wait) => {
-                if let Some(ends) = member.conn.asks() {
-                    self.asking.push_back(Asking { slot, number: member.number, ends });
+        let came_to = self.touch(slot, |conn| match conn.drive(&registry, now) {
+            Driven::Wait => CameTo::Wait(conn.asks(), conn.deadline()),
+            Driven::Again => CameTo::Again,
+            Driven::Over => match conn.end() {
+                Some(EndReason::Child(ChildEnd::Differs(_))) => CameTo::Difference(None),
+                Some(reason @ EndReason::Child(ChildEnd::NotStarted(_))) => {
+                    CameTo::Difference(Some(report::warning(conn.client(), reason)))
                 }
-                if let Some(deadline) = member.conn.deadline()
-                    && member.due.is_none_or(|due| deadline < due)
-                {
+                _ => CameTo::End,
+            },
+        });
+        match came_to {
+            Some(CameTo::Wait(asks, deadline)) => {
+                self.asking.extend(asks.map(|ends| Asking { slot, number, ends }));
+                if let Some(deadline) = deadline.filter(|deadline| due.is_none_or(|due| *deadline < due)) {
                     self.remember(slot, deadline);
                 }
             }
-            Ok(Driven::Again) => wake(member, slot, &mut self.ready),
-            Ok(Driven::Over) => {
-                match member.conn.end() {
-                    Some(EndReason::Child(ChildEnd::Differs(_))) => self.has_differed = true,
-                    Some(reason @ EndReason::Child(ChildEnd::NotStarted(_))) => {
-                        self.has_differed = true;
-                        self.unserved.push(report::warning(member.conn.client(), reason));
-                    }
-                    _ => {}
-                }
+            Some(CameTo::Again) => self.wake(slot),
+            Some(CameTo::Difference(unserved)) => {
+                self.has_differed = true;
+                self.unserved.extend(unserved);
                 self.remove(slot);
             }
+            Some(CameTo::End) => self.remove(slot),
+            // It is removed.
+            None => {}
+        }
+    }
+
+    /// Does something with a connection, if it is there. One that panics is removed, whatever state that has left it in; `None`: it
+    /// is not there, or no longer.
+    fn touch<R>(&mut self, slot: usize, deed: impl FnOnce(&mut Conn) -> R) -> Option<R> {
+        let conn = &mut self.members.get_mut(slot)?.as_mut()?.conn;
+        let whole = || {
+            #[cfg(test)]
+            tests::provoke(&mut self.bug, slot);
+            deed(conn)
+        };
+        match catch_unwind(AssertUnwindSafe(whole)) {
+            Ok(done) => Some(done),
             Err(_) => {
-                error!("client={}: a bug of ours has ended this session", member.conn.client());
+                tell_bug(conn.client());
                 self.remove(slot);
+                None
             }
         }
     }
@@ -210,10 +250,11 @@ impl<P> Crowd<P> {
 
     /// What came of what it asked for. One that is gone meanwhile needs nothing any more.
     pub fn hand_over(&mut self, asking: &Asking, child: Result<Child, String>, registry: &Registry, now: Instant) {
-        let member = self.members.get_mut(asking.slot).and_then(Option::as_mut);
-        if let Some(member) = member.filter(|member| member.number == asking.number) {
-            member.conn.hand_over(child, &end::Registry::new(registry, first(asking.slot)), now);
-            wake(member, asking.slot, &mut self.ready);
+        let (slot, member) = (asking.slot, self.members.get(asking.slot).and_then(Option::as_ref));
+        if member.is_some_and(|member| member.number == asking.number) {
+            let registry = end::Registry::new(registry, first(slot));
+            self.touch(slot, |conn| conn.hand_over(child, &registry, now));
+            self.wake(slot);
         }
     }
 
@@ -230,11 +271,18 @@ impl<P> Crowd<P> {
     /// Has every connection end, those that still join too.
     pub fn terminate(&mut self, now: Instant) {
         self.is_ending = true;
-        for (slot, member) in self.members.iter_mut().enumerate() {
-            if let Some(member) = member {
-                member.conn.terminate(now);
-                wake(member, slot, &mut self.ready);
-            }
+        for slot in 0..self.members.len() {
+            self.touch(slot, |conn| conn.terminate(now));
+            self.wake(slot);
+        }
+    }
+
+    /// Has it be driven, if it is there.
+    fn wake(&mut self, slot: usize) {
+        if let Some(member) = self.members.get_mut(slot).and_then(Option::as_mut)
+            && !core::mem::replace(&mut member.is_ready, true)
+        {
+            self.ready.push(slot);
         }
     }
 
@@ -255,8 +303,112 @@ fn first(slot: usize) -> usize {
     OTHERS + slot * STRIDE
 }
 
-fn wake<P>(member: &mut Member<P>, slot: usize, ready: &mut Vec<usize>) {
-    if !core::mem::replace(&mut member.is_ready, true) {
-        ready.push(slot);
+fn tell_bug(client: &ClientInfo) {
+    error!("client={client}: a bug of ours has ended this session");
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use mio::{Events, Poll};
+
+    use super::*;
+    use crate::engine::{CLIENT_IN, Ends, Front, Source};
+    use crate::session::policy::RelayMode;
+    use crate::sys::end::End;
+
+    pub(super) fn provoke(bug: &mut (Option<usize>, Option<usize>), slot: usize) {
+        let left = bug.0.take();
+        if left == Some(0) {
+            bug.1 = Some(slot);
+        }
+        assert!(left != Some(0), "provoked");
+        bug.0 = left.map(|left| left - 1);
+    }
+
+    /// A place, which counts how many of its kind are taken.
+    struct Place<'a>(&'a AtomicUsize);
+
+    impl Drop for Place<'_> {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// One that wants a PROG at once.
+    fn parts(client: UnixStream, now: Instant) -> Parts {
+        client.set_nonblocking(true).unwrap();
+        let anywhere = SocketAddr::from(([127, 0, 0, 1], 25));
+        Parts {
+            client: Ends::one(End::socket(client.into(), CLIENT_IN)),
+            front: Front::Later(Source::Asked([anywhere; 2]), None),
+            holder: None,
+            tls_server: None,
+            info: ClientInfo::default(),
+            policy: Arc::default(),
+            target: None,
+            proxy: None,
+            secrets: None,
+            setups: None,
+            relay: RelayMode::Splice,
+            terminations: None,
+            started: now,
+            meter: None,
+        }
+    }
+
+    /// Two sessions from their beginning to their end; what is done with one of them at that place panics. What both clients heard, and
+    /// whose bug it was.
+    fn life(bug: usize) -> ([String; 2], Option<usize>) {
+        let (mut poll, mut events, taken) = (Poll::new().unwrap(), Events::with_capacity(8), AtomicUsize::new(2));
+        let (mut crowd, mut now) = (Crowd::default(), Instant::now());
+        crowd.bug.0 = Some(bug);
+        let mut clients = [(); 2].map(|()| {
+            let (client, ours) = UnixStream::pair().unwrap();
+            crowd.join(parts(ours, now), Place(&taken), poll.registry());
+            client
+        });
+        crowd.drive(poll.registry(), now);
+        // They are early, which their sessions hear of.
+        clients.iter().for_each(|mut client| drop(std::io::Write::write_all(&mut client, b"NOOP\r\n")));
+        poll.poll(&mut events, Some(Duration::from_secs(9))).unwrap();
+        events.iter().for_each(|event| crowd.note(event));
+        crowd.drive(poll.registry(), now);
+        let asking: Vec<Asking> = std::iter::from_fn(|| crowd.next_asking()).collect();
+        assert_eq!(asking.len(), crowd.len(), "who is gone asks for nothing");
+        for one in asking.iter().filter(|one| one.slot == 0) {
+            crowd.hand_over(one, Err("no PROG".to_owned()), poll.registry(), now);
+        }
+        crowd.drive(poll.registry(), now);
+        crowd.terminate(now);
+        for _ in 0..99 {
+            let wait = crowd.drive(poll.registry(), now);
+            now += wait.unwrap_or_default();
+        }
+        assert!(crowd.is_empty() && taken.load(Ordering::Relaxed) == 0, "bug {bug}: {} are left", crowd.len());
+        let mut said = [String::new(), String::new()];
+        clients.iter_mut().zip(&mut said).for_each(|(client, said)| drop(client.read_to_string(said)));
+        (said, crowd.bug.1)
+    }
+
+    #[test]
+    fn whatever_panics_with_one_session_the_other_lives_and_dies_as_it_would() {
+        let (whole, nobody) = life(usize::MAX);
+        assert_eq!(whole, ["421 4.3.0 Mail server not available\r\n", "421 4.3.2 Service shutting down\r\n"]);
+        assert_eq!(nobody, None);
+        let mut met = [0; 2];
+        for bug in 0.. {
+            let (said, whose) = life(bug);
+            let Some(whose) = whose else { break };
+            met[whose] += 1;
+            assert_eq!(said[1 - whose], whole[1 - whose], "bug {bug}");
+        }
+        // Joined, woken, handed a PROG, ended; and looked at for the time in between.
+        assert!(met.iter().all(|bugs| *bugs > 5), "{met:?}");
     }
 }
