@@ -80,6 +80,9 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
     let opener = if files.is_empty() { None } else { Some(Opener::start(files).map_err(fatal("start the opener"))?) };
     signals::put_off_renewals().map_err(fatal("wait for signals"))?;
     warn_of(&config);
+    if rustix::process::geteuid().is_root() {
+        warn_of_root(&config, listen);
+    }
     if let Some(Err(error)) = listen.notify_socket.as_deref().map(|place| supervisor.connect(place)) {
         warn!("NOTIFY_SOCKET is told nothing: {error}");
     }
@@ -147,6 +150,16 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
     let last = watch::last(times.farewell);
     let watch = Watch { signals, ended, loops, house, supervisor, drain: listen.drain, last, renewal };
     watch.until_the_end().map_err(fatal("wait for signals"))
+}
+
+/// Says who will hear strangers as root. Under a UCSPI server that is for the server to say, which has ids to give as well.
+fn warn_of_root(config: &Config, listen: &Listen) {
+    if config.uid.is_none() {
+        warn!("it faces the network as root (TLS_UID, TLS_GID)");
+    }
+    if config.plain.is_none() && listen.ids.0.is_none() {
+        warn!("{} runs as root (UID, GID)", config.program.display());
+    }
 }
 
 /// Where it listens, for the log.

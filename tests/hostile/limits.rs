@@ -132,7 +132,7 @@ fn a_place_is_given_back_however_the_session_ends() {
 
 /// How many sessions a second's line says were refused, and how many lines there are.
 fn refused(said: &str) -> (usize, usize) {
-    let lines: Vec<&str> = said.lines().filter(|line| line.contains("]: warning: ")).collect();
+    let lines: Vec<&str> = said.lines().filter(|line| line.contains("]: warning: client=")).collect();
     let number = |text: &str| text.trim().parse::<usize>().unwrap();
     let of = |line: &str| match line.split_once(" others like it before it") {
         Some((before, _)) => 1 + number(before.rsplit_once("; ").unwrap().1),

@@ -44,7 +44,9 @@ fn the_letters_of_smtp_source_all_arrive_through_a_listener() {
     bodies.iter().for_each(|other| assert_same(other, &bodies[0]));
     let ended = || stage.log("listener").matches(" end=\"over\" mode=plain").count();
     wait_for("the sessions' ends", || (ended() >= LETTERS / 20).then_some(()));
-    assert!(!stage.log("listener").contains("warning"), "{}", stage.log("listener"));
+    let log = stage.log("listener");
+    // As root, which it says, since PROG writes into a folder of root's.
+    assert!(!log.lines().any(|line| line.contains("warning") && !line.contains(" as root (")), "{log}");
 }
 
 /// Half of them in clear to a daemon, half by STARTTLS.
