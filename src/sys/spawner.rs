@@ -25,6 +25,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Pid;
 
 use super::child::Child;
@@ -59,18 +60,27 @@ pub struct Order<'a> {
 pub struct Spawner(OwnedFd);
 
 impl Spawner {
-    /// Forks the spawner, for so many who will ask.
+    /// Forks the spawner, for so many who will ask, and waits until it stands: it has its ids, and hears them.
     ///
     /// # Errors
-    /// The system has no process or socket left.
+    /// The system has no process or socket left, or the spawner can't stand: its own error, of which it says nothing itself.
     pub fn start(order: &Order<'_>, count: usize) -> io::Result<Vec<Self>> {
         let pairs = (0..count).map(|_| pair()).collect::<io::Result<Vec<_>>>()?;
         let (ours, theirs): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+        let (outcome, teller) = pipe_with(PipeFlags::CLOEXEC)?;
         match raw::fork()? {
-            Some(_) => Ok(ours.into_iter().map(Self).collect()),
+            Some(_) => {
+                drop(teller);
+                hear(&outcome).map(|()| ours.into_iter().map(Self).collect())
+            }
             None => {
-                drop(ours);
-                let code = match become_spawner(theirs, order) {
+                drop((ours, outcome));
+                let shop = become_spawner(theirs, order, &teller);
+                let told = tell(&teller, shop.as_ref().err());
+                drop(teller);
+                // Of what keeps it from standing the other process speaks.
+                let Ok(shop) = shop else { raw::exit_now(exit::SYSTEM) };
+                let code = match told.and_then(|()| serve(shop, order)) {
                     Ok(()) => exit::OVER,
                     Err(error) => {
                         let why =
@@ -167,6 +177,24 @@ pub(super) fn signal(leash: &OwnedFd, forcibly: bool) -> io::Result<()> {
     Ok(())
 }
 
+/// Tells whether the spawner stands: by the number of the error that keeps it from that, or 0.
+fn tell(teller: &OwnedFd, error: Option<&io::Error>) -> io::Result<()> {
+    let number = error.map_or(0, |error| error.raw_os_error().unwrap_or(Errno::IO.raw_os_error()));
+    retry_on_intr(|| rustix::io::write(teller, &number.to_ne_bytes()))?;
+    Ok(())
+}
+
+fn hear(outcome: &OwnedFd) -> io::Result<()> {
+    let mut number = [0; size_of::<i32>()];
+    match retry_on_intr(|| rustix::io::read(outcome, &mut number))? {
+        count if count < number.len() => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => match i32::from_ne_bytes(number) {
+            0 => Ok(()),
+            number => Err(io::Error::from_raw_os_error(number)),
+        },
+    }
+}
+
 fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
@@ -187,13 +215,17 @@ struct Asker {
     owed: Option<Vec<u8>>,
 }
 
-/// In the new process: serves until nobody can ask any more.
-fn become_spawner(askers: Vec<OwnedFd>, order: &Order<'_>) -> io::Result<()> {
+/// In the new process: what it needs, and nothing else.
+fn become_spawner(askers: Vec<OwnedFd>, order: &Order<'_>, teller: &OwnedFd) -> io::Result<Shop> {
     let _ = (rustix::process::setpgid(None, None), rustix::thread::set_name(c"spawner"));
-    raw::keep_only(&askers.iter().map(AsFd::as_fd).collect::<Vec<_>>());
+    raw::keep_only(&askers.iter().chain([teller]).map(AsFd::as_fd).collect::<Vec<_>>());
     raw::outlive_terminations()?;
     privileges::become_user(order.ids.0, order.ids.1)?;
-    let mut shop = Shop::new(askers)?;
+    Shop::new(askers)
+}
+
+/// Serves until nobody can ask any more.
+fn serve(mut shop: Shop, order: &Order<'_>) -> io::Result<()> {
     while !shop.is_over() {
         shop.pass(order)?;
     }

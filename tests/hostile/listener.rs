@@ -160,3 +160,46 @@ fn what_can_t_be_is_said_before_anybody_is_served() {
         assert!(stderr.contains(said), "{words}: {stderr}");
     }
 }
+/// A user that exists on no machine.
+const NOBODY: u32 = 64020;
+
+#[test]
+fn a_spawner_that_can_t_take_on_its_ids_is_exit_111_and_one_line() {
+    let uid = rustix::process::geteuid().is_root().then_some(NOBODY);
+    let environment = [("UID", "64021")];
+    let mut door = Door::start(&Start { environment: &environment, uid, ..LISTENS });
+    assert_eq!(door.code(), 111, "{}", door.said());
+    let said = door.said();
+    assert!(said.contains("can't start the spawner: Operation not permitted"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
+
+#[test]
+fn who_hears_strangers_as_root_is_said_and_nothing_where_nobody_does() {
+    let (ours, progs) = ("it faces the network as root (TLS_UID, TLS_GID)", " runs as root (UID, GID)");
+    let (tls, own) = (("TLS_UID", "64020"), ("UID", "64021"));
+    let is_root = rustix::process::geteuid().is_root();
+    let plain: (&[&str], Option<&[&str]>) = (&["--plain", "127.0.0.1:9"], Some(&[]));
+    for (environment, (options, program), uid, warned) in [
+        (&[][..], (&[][..], None), None, [true, true]),
+        (&[own], (&[], None), None, [true, false]),
+        (&[tls], (&[], None), None, [false, true]),
+        (&[tls, own], (&[], None), None, [false; 2]),
+        (&[], plain, None, [true, false]),
+        (&[], (&[], None), Some(NOBODY), [false; 2]),
+    ] {
+        if !is_root && (uid.is_some() || !environment.is_empty()) {
+            continue;
+        }
+        let door = Door::start(&Start { environment, options, program, uid, ..LISTENS });
+        assert!(wait_until(PATIENCE, || door.said().contains("listening on ")), "{}", door.said());
+        let said = door.said();
+        let is_warned = [ours, progs].map(|words| said.matches(words).count());
+        assert_eq!(
+            is_warned,
+            warned.map(|is| usize::from(is && is_root)),
+            "{environment:?} {options:?} {uid:?}: {said}"
+        );
+    }
+}
+
