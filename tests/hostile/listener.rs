@@ -1,6 +1,6 @@
 //! The program as a listener (`--listen`): its clients get what a UCSPI server's would, it keeps its limits, and it comes to an end.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
@@ -52,6 +52,26 @@ fn prog_is_told_who_the_client_is_and_nothing_of_an_older_one() {
     }
     assert!(!said.iter().any(|line| line.contains("stale") || line.contains("CERTFILE")), "{said:?}");
     assert_eq!(child.report.fds, "0 1 2");
+}
+
+/// PROTO is that of the transport, and the same for both families: servers put it before the names of the other variables.
+#[test]
+fn prog_is_told_of_a_client_by_ipv6_in_the_same_variables() {
+    let at = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, crate::door::free_address().port()));
+    let door = Door::start(&Start { options: &["--listen", &at.to_string()], ..LISTENS });
+    assert!(wait_until(PATIENCE, || door.said().contains("listening on ")), "{}", door.said());
+    let client = TcpStream::connect(at).unwrap();
+    let child = Child::accept(&door.puppets).unwrap();
+    for (name, value) in [
+        ("PROTO", "TCP".to_owned()),
+        ("TCPREMOTEIP", "::1".to_owned()),
+        ("TCPREMOTEPORT", client.local_addr().unwrap().port().to_string()),
+        ("TCPLOCALIP", "::1".to_owned()),
+        ("TCPLOCALPORT", at.port().to_string()),
+    ] {
+        let said = &child.report.environment;
+        assert!(said.contains(&format!("{name}={value}")), "{name}={value}: {said:?}");
+    }
 }
 
 #[test]
@@ -142,24 +162,6 @@ fn a_killed_prog_is_known_for_one() {
     assert!(wait_until(PATIENCE, || door.said().contains("killed by signal 9")), "{}", door.said());
 }
 
-#[test]
-fn what_can_t_be_is_said_before_anybody_is_served() {
-    let program = env!("CARGO_BIN_EXE_starttls-wrapper");
-    for (words, code, said) in [
-        ("--listen 192.0.2.1:25 --way keep p", 111, "can't listen on 192.0.2.1:25"),
-        ("--listen 127.0.0.1 --way keep p", 100, "--listen wants ADDR:PORT"),
-        ("--listen 127.0.0.1:0 --way keep p", 100, "--listen wants ADDR:PORT"),
-        ("--listen 127.0.0.1:25 --way respawn p", 100, "can't be had together"),
-        ("--workers 2 --way keep p", 100, "--listen is missing"),
-        ("--listen 127.0.0.1:25 --workers 0 --way keep p", 100, "--workers takes a number from 1"),
-        ("--listen 127.0.0.1:25 --max-sessions 0 --way keep p", 100, "--max-sessions must be at least 1"),
-    ] {
-        let out = Command::new(program).args(words.split(' ')).env_clear().output().unwrap();
-        let stderr = String::from_utf8_lossy(&out.stderr);
-        assert_eq!(out.status.code(), Some(code), "{words}: {stderr}");
-        assert!(stderr.contains(said), "{words}: {stderr}");
-    }
-}
 /// A user that exists on no machine.
 const NOBODY: u32 = 64020;
 
@@ -203,3 +205,21 @@ fn who_hears_strangers_as_root_is_said_and_nothing_where_nobody_does() {
     }
 }
 
+#[test]
+fn what_can_t_be_is_said_before_anybody_is_served() {
+    let program = env!("CARGO_BIN_EXE_starttls-wrapper");
+    for (words, code, said) in [
+        ("--listen 192.0.2.1:25 --way keep p", 111, "can't listen on 192.0.2.1:25"),
+        ("--listen 127.0.0.1 --way keep p", 100, "--listen wants ADDR:PORT"),
+        ("--listen 127.0.0.1:0 --way keep p", 100, "--listen wants ADDR:PORT"),
+        ("--listen 127.0.0.1:25 --way respawn p", 100, "can't be had together"),
+        ("--workers 2 --way keep p", 100, "--listen is missing"),
+        ("--listen 127.0.0.1:25 --workers 0 --way keep p", 100, "--workers takes a number from 1"),
+        ("--listen 127.0.0.1:25 --max-sessions 0 --way keep p", 100, "--max-sessions must be at least 1"),
+    ] {
+        let out = Command::new(program).args(words.split(' ')).env_clear().output().unwrap();
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(code), "{words}: {stderr}");
+        assert!(stderr.contains(said), "{words}: {stderr}");
+    }
+}
