@@ -31,12 +31,17 @@ impl House {
 
 /// A loop with these sockets, which have something for it, and the other ends: where they listen.
 fn worker(count: usize) -> (Worker, Vec<SocketAddr>) {
+    worker_of(count, 9, None)
+}
+
+/// The same with places for so many, who need PROGs if there is one to start them.
+fn worker_of(count: usize, places: usize, spawner: Option<Spawner>) -> (Worker, Vec<SocketAddr>) {
     let sockets: Vec<OwnedFd> = (0..count).map(|_| listener::open("127.0.0.1:0".parse().unwrap()).unwrap()).collect();
     let address = |socket: &OwnedFd| rustix::net::getsockname(socket).unwrap().try_into().unwrap();
     let addresses = sockets.iter().map(address).collect();
     let sockets = sockets.into_iter().map(|socket| Listening { socket, is_shared: false }).collect();
     let stop = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
-    let mut worker = Worker::new(House::bare_one(9), sockets, stop, None, Arc::default()).unwrap();
+    let mut worker = Worker::new(House::bare_one(places), sockets, stop, spawner, Arc::default()).unwrap();
     worker.ears.iter_mut().for_each(|ear| ear.is_ready = true);
     (worker, addresses)
 }
@@ -64,4 +69,51 @@ fn a_socket_that_somebody_has_shut_down_pauses_and_costs_the_others_nothing() {
         assert!(!worker.accept(now + Duration::from_millis(passed)));
         assert_eq!((worker.meter.accepted.value(), worker.meter.pauses.value()), (accepted, pauses), "{passed} ms");
     }
+}
+
+/// What its queue has no room for is this client's loss, and neither the others' nor the loop's.
+#[test]
+fn a_spawner_that_can_t_be_asked_just_now_is_a_421_for_who_needed_it_and_no_more() {
+    const CLIENTS: usize = 40;
+    let (spawner, other) = Spawner::played().unwrap();
+    rustix::net::sockopt::set_socket_send_buffer_size(spawner.as_fd(), 4096).unwrap();
+    let (mut worker, addresses) = worker_of(1, CLIENTS, Some(spawner));
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| TcpStream::connect(addresses[0]).unwrap()).collect();
+    let now = Instant::now();
+    worker.accept(now);
+    assert_eq!(worker.crowd.len(), CLIENTS);
+    worker.crowd.drive(worker.poll.registry(), now);
+    worker.order(now);
+    let asked = worker.ordered.len();
+    assert!((1..CLIENTS).contains(&asked), "{asked} have room");
+    assert!(!worker.is_ending && worker.spawner.is_some(), "it is not lost");
+    worker.crowd.drive(worker.poll.registry(), now);
+    // The first ones wait; the others have heard why, in turn.
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.set_nonblocking(number < asked).unwrap();
+        let mut said = [0; 99];
+        let count = std::io::Read::read(client, &mut said).unwrap_or_default();
+        let wanted: &[u8] = if number < asked { b"" } else { b"421 4.3.0 Mail server not available\r\n" };
+        assert_eq!(said[..count].escape_ascii().to_string(), wanted.escape_ascii().to_string(), "client {number}");
+    }
+    // They go, and are told of; the next one finds room again.
+    clients.truncate(asked);
+    let mut events = Events::with_capacity(2 * CLIENTS);
+    while worker.crowd.len() > asked {
+        worker.poll.poll(&mut events, Some(PATIENCE)).unwrap();
+        assert!(!events.is_empty(), "{} are left", worker.crowd.len());
+        events.iter().filter(|event| event.token().0 >= OTHERS).for_each(|event| worker.crowd.note(event));
+        worker.crowd.drive(worker.poll.registry(), now);
+    }
+    let unserved = worker.crowd.take_unserved();
+    assert_eq!(unserved.len(), CLIENTS - asked);
+    assert!(unserved[0].contains("the spawner can't be asked"), "{}", unserved[0]);
+    let mut request = [0; 1024];
+    while rustix::io::read(&other, &mut request).is_ok() {}
+    let _next = TcpStream::connect(addresses[0]).unwrap();
+    worker.ears[0].is_ready = true;
+    worker.accept(now);
+    worker.crowd.drive(worker.poll.registry(), now);
+    worker.order(now);
+    assert_eq!(worker.ordered.len(), asked + 1);
 }
