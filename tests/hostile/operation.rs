@@ -13,6 +13,7 @@ use crate::child::Child;
 use crate::door::{Door, Shape, Start};
 use crate::stream::wait_until;
 use crate::supervised::{PASSES, Supervised, address, children, holder, waits};
+use crate::trace::Trace;
 use crate::wire::{End, PATIENCE, Wire};
 
 /// Without probes, and without a word about loopback.
@@ -295,6 +296,39 @@ fn without_descriptors_it_neither_spins_nor_hurts_others_and_recovers() {
 }
 
 /// As systemd does with `KillMode=control-group`, and a terminal.
+/// The kernel lies from the third accept on, and never stops: the first takes a client, the second finds nobody behind it.
+#[test]
+fn without_memory_for_a_connection_it_neither_spins_nor_hurts_others() {
+    let trace = Trace::of(&["-f", "-e", "trace=accept4", "-e", "inject=accept4:error=ENOMEM:when=3+"]);
+    let mut door = Door::open(&Start { through: &trace.through(), ..LISTENS });
+    let mut child = Child::accept(&door.puppets).unwrap();
+    greet(&mut door, &mut child);
+    let mut first = door.client.take().unwrap();
+    // One asks until the lie has begun: who is before it is served.
+    door.connect();
+    let paused = || door.said().contains("can't accept for 100 ms: ") && door.said().contains("(os error 12)");
+    assert!(wait_until(PATIENCE, paused), "{}", door.said());
+    let refused = || trace.so_far().matches("ENOMEM").count();
+    let (began, spent) = (refused(), door.processor_time());
+    door.client.as_mut().unwrap().listen_for(Duration::from_secs(2));
+    let (tried, spent) = (refused() - began, door.processor_time() - spent);
+    assert!((10..=22).contains(&tried) && spent <= Duration::from_millis(100), "{tried} accepts, {spent:?}");
+    assert!(!door.client.as_ref().unwrap().has_received());
+    for _ in 0..3 {
+        first.send(b"NOOP\r\n");
+        child.get(b"NOOP\r\n").unwrap();
+        child.send(b"250 ok\r\n");
+        first.get(b"250 ok\r\n").unwrap();
+    }
+    door.kill(Signal::TERM);
+    first.send(b"QUIT\r\n");
+    child.get(b"QUIT\r\n").unwrap();
+    child.send(b"221 bye\r\n");
+    child.exit(0);
+    first.get(b"221 bye\r\n").unwrap();
+    drop(first);
+}
+
 #[test]
 fn a_signal_to_all_processes_leaves_the_spawner_to_sessions_that_need_it() {
     let mut door = Door::open(&LISTENS);

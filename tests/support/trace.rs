@@ -1,7 +1,5 @@
 //! The program under strace(1): what it asks of the kernel, and a kernel that refuses, interrupts or lies.
 
-use std::path::PathBuf;
-
 use tempfile::TempDir;
 
 use crate::stream::wait_until;
@@ -28,12 +26,15 @@ impl Trace {
         self.words.iter().map(String::as_str).collect()
     }
 
+    /// What was traced up to now, or a moment ago.
+    pub(crate) fn so_far(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
     /// All that was traced, once the program has ended. The tracer may be a moment behind.
     pub(crate) fn log(&self) -> String {
-        let path: PathBuf = self.folder.path().join("log");
-        let read = || std::fs::read_to_string(&path).unwrap_or_default();
-        let is_whole = wait_until(PATIENCE, || read().contains("+++ "));
-        assert!(is_whole, "the trace has no end: {:?}", read().lines().rev().take(30).collect::<Vec<_>>());
-        read()
+        let is_whole = wait_until(PATIENCE, || self.so_far().contains("+++ "));
+        assert!(is_whole, "the trace has no end: {:?}", self.so_far().lines().rev().take(30).collect::<Vec<_>>());
+        self.so_far()
     }
 }
