@@ -153,7 +153,7 @@ impl Worker {
         let ears: Vec<Ear> = ears.map(ear).collect();
         for ear in &ears {
             listener::hurry(&ear.listening.socket);
-            watch(ear.listening.socket.as_raw_fd(), ear.token)?;
+            listener::watch(&ear.listening, ear.token, poll.registry())?;
         }
         watch(stop.as_raw_fd(), STOP)?;
         if let Some(spawner) = &spawner {

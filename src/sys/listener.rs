@@ -2,8 +2,11 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, acceptfrom_with, bind, listen, socket_with, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -44,6 +47,20 @@ pub struct Accepted {
     pub socket: OwnedFd,
     /// Both ends: the client's, and ours.
     pub ends: [SocketAddr; 2],
+}
+
+/// Has a loop wait for connections, told of by `token`. Of those who wait at a shared socket the kernel wakes one for each (EPOLLEXCLUSIVE,
+/// epoll_ctl(2)): mio knows only how to wake them all. What comes while that one is awake wakes the next. The data of an event is its
+/// token, which is how mio reads it.
+///
+/// # Errors
+/// The system call's.
+pub fn watch(listening: &Listening, token: Token, registry: &Registry) -> io::Result<()> {
+    if listening.is_shared {
+        let events = EventFlags::IN | EventFlags::ET | EventFlags::EXCLUSIVE;
+        return Ok(epoll::add(registry, &listening.socket, EventData::new_u64(token.0 as u64), events)?);
+    }
+    registry.register(&mut SourceFd(&listening.socket.as_raw_fd()), token, Interest::READABLE)
 }
 
 /// Has nothing wait for more to come in the connections of this listening socket, which inherit that (TCP_NODELAY, tcp(7)).

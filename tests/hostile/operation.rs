@@ -295,7 +295,6 @@ fn without_descriptors_it_neither_spins_nor_hurts_others_and_recovers() {
     greet(&mut door, &mut child);
 }
 
-/// As systemd does with `KillMode=control-group`, and a terminal.
 /// The kernel lies from the third accept on, and never stops: the first takes a client, the second finds nobody behind it.
 #[test]
 fn without_memory_for_a_connection_it_neither_spins_nor_hurts_others() {
@@ -329,6 +328,7 @@ fn without_memory_for_a_connection_it_neither_spins_nor_hurts_others() {
     drop(first);
 }
 
+/// As systemd does with `KillMode=control-group`, and a terminal.
 #[test]
 fn a_signal_to_all_processes_leaves_the_spawner_to_sessions_that_need_it() {
     let mut door = Door::open(&LISTENS);
@@ -341,6 +341,30 @@ fn a_signal_to_all_processes_leaves_the_spawner_to_sessions_that_need_it() {
     door.connect();
     let mut child = Child::accept(&door.puppets).unwrap();
     greet(&mut door, &mut child);
+}
+
+/// Both loops wait for the same queue: who comes wakes one of them, and not the other only to find nobody there.
+#[test]
+fn a_connection_wakes_one_of_the_loops_that_share_its_socket() {
+    const CLIENTS: u64 = 40;
+    let holder = holder();
+    let prog = ["/bin/sh", "-c", r"printf '220 mx\r\n'; while read line; do printf '250 x\r\n'; done"];
+    let words = [&WORDS[..6], &["--way", "keep", "--self-signed", "mx.example"], &prog].concat();
+    let listener = Supervised::ready(PASSES, holder.try_clone().unwrap(), &words);
+    listener.says("is started when a client needs it");
+    let before = listener.waits();
+    let clients: Vec<Wire> = (0..CLIENTS)
+        .map(|_| {
+            assert!(wait_until(PATIENCE, || listener.sleeps()), "{}", listener.said());
+            let mut client = client(&holder);
+            client.get(b"220 mx\r\n").unwrap();
+            client
+        })
+        .collect();
+    assert!(wait_until(PATIENCE, || listener.sleeps()), "{}", listener.said());
+    let waited = listener.waits() - before;
+    assert!((CLIENTS..CLIENTS + CLIENTS / 4).contains(&waited), "{waited} waits for {CLIENTS} clients");
+    drop(clients);
 }
 
 /// A socket that others hold stays open when we close it: a loop that still watched it would wake up for each of their clients.

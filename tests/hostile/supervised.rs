@@ -128,6 +128,13 @@ impl Supervised {
         children(self.pid(), name)
     }
 
+    /// Whether all its threads wait for something (proc(5)).
+    pub(crate) fn sleeps(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.program.id())).unwrap();
+        let stats = threads.map(|thread| fs::read_to_string(thread.unwrap().path().join("stat")).unwrap_or_default());
+        stats.into_iter().all(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S')))
+    }
+
     /// How often its threads have waited for something.
     pub(crate) fn waits(&self) -> u64 {
         waits(self.pid())
