@@ -7,6 +7,7 @@ use std::thread;
 
 use rustix::process::Signal;
 
+use crate::door::credulous_tls_client;
 use crate::stream::wait_until;
 use crate::supervised::{PASSES, Supervised, address, holder};
 use crate::wire::{End, PATIENCE, Wire};
@@ -22,20 +23,30 @@ while read -r line; do
 done
 "#;
 
-/// What one client says, and must hear. Every fourth one has a PROG started.
+const MAIL: (&str, &str) = ("MAIL FROM:<a@b.example>\r\n", "250 ok\r\n");
+
+/// What one client says, and must hear. Every fourth one has a PROG started for its mail, and every fourth one speaks TLS, behind which it
+/// goes on.
 fn talk(at: SocketAddr, number: usize) -> Result<(), String> {
     let stream = TcpStream::connect(at).map_err(|error| format!("connect: {error}"))?;
     let mut client = Wire::new(stream);
     client.get(b"220 mx\r\n")?;
-    let mut steps = vec![("EHLO c.example\r\n", "250-ok\r\n250 STARTTLS\r\n")];
-    if number.is_multiple_of(4) {
-        steps.push(("MAIL FROM:<a@b.example>\r\n", "250 ok\r\n"));
-    }
-    steps.push(("QUIT\r\n", "221 bye\r\n"));
-    for (line, reply) in steps {
+    let says = |client: &mut Wire, line: &str, reply: &str| {
         client.send(line.as_bytes());
-        client.get(reply.as_bytes()).map_err(|why| format!("{line:?}: {why}"))?;
+        client.get(reply.as_bytes()).map_err(|why| format!("{line:?}: {why}"))
+    };
+    says(&mut client, "EHLO c.example\r\n", "250-ok\r\n250 STARTTLS\r\n")?;
+    match number % 4 {
+        0 => says(&mut client, MAIL.0, MAIL.1)?,
+        1 => {
+            says(&mut client, "STARTTLS\r\n", "220 2.0.0 Ready to start TLS\r\n")?;
+            client.secure(credulous_tls_client())?;
+            says(&mut client, "EHLO inside.example\r\n", "250 ok\r\n")?;
+            says(&mut client, MAIL.0, MAIL.1)?;
+        }
+        _ => {}
     }
+    says(&mut client, "QUIT\r\n", "221 bye\r\n")?;
     match client.get_end()? {
         End::Clean => Ok(()),
         end => Err(format!("{end:?}")),
