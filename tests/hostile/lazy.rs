@@ -51,6 +51,11 @@ impl Stage {
         Self { door: Door::open(&start), folder }
     }
 
+    /// What it greets with from now on.
+    pub(crate) fn greets(&self, greeting: &str) {
+        fs::write(self.folder.path().join("greeting"), greeting).unwrap();
+    }
+
     pub(crate) fn lines(&self, name: &str) -> Vec<String> {
         let text = fs::read_to_string(self.folder.path().join(name)).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
@@ -133,11 +138,11 @@ fn a_greeting_that_is_never_the_same_is_the_servers_own_to_say() {
 fn a_server_that_is_not_what_was_learned_is_421_and_learned_anew() {
     let mut stage = Stage::new(GREETING, &LAZY);
     stage.says(CERTAIN);
-    fs::write(stage.folder.path().join("greeting"), "printf '554 no\\r\\n'; exit").unwrap();
+    stage.greets("printf '554 no\\r\\n'; exit");
     stage.talk(&[("", "220 mx\r\n"), EHLO, ("MAIL FROM:<a@b>\r\n", "421 4.3.0 Mail server not available\r\n")]);
     stage.says("child is not what was learned of it: it greeted with 554");
     stage.says("it greeted with 554: who needs it hears 421");
-    fs::write(stage.folder.path().join("greeting"), "printf '220 another\\r\\n'").unwrap();
+    stage.greets("printf '220 another\\r\\n'");
     stage.door.connect();
     stage.talk(&[("", "220 mx\r\n"), ("MAIL FROM:<a@b>\r\n", "250 MAIL FROM:<a@b>\r\n")]);
     stage.says("has changed: learned anew");

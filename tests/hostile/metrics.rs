@@ -161,6 +161,21 @@ fn every_figure_is_what_the_sessions_were() {
 }
 
 #[test]
+fn a_probe_that_fails_is_counted_and_so_is_whom_it_leaves_without_a_server() {
+    let address = free_address();
+    let place = address.to_string();
+    let mut stage = Stage::new(GREETING, &Start { options: &["--lazy", "--metrics", &place], ..Start::USUAL });
+    stage.says(CERTAIN);
+    stage.greets("printf '554 no\\r\\n'; exit");
+    stage.talk(&[("", "220 mx\r\n"), ("MAIL FROM:<a@b>\r\n", "421 4.3.0 Mail server not available\r\n")]);
+    let failed = |page: &Page| page.value("plaintext_server_probes_total{outcome=\"failed\"}");
+    assert!(wait_until(PATIENCE, || failed(&Page::of(address)) == 1.0), "{:?}", Page::of(address).samples);
+    let page = at_rest(address);
+    assert_eq!(page.value("sessions_ended_total{reason=\"child_differs\"}"), 1.0);
+    assert_eq!((page.value("plaintext_server_learned"), page.value("plaintext_servers_summoned_total")), (1.0, 1.0));
+}
+
+#[test]
 fn octets_of_raw_and_454_at_once_are_counted_too() {
     let address = free_address();
     let place = address.to_string();

@@ -8,7 +8,8 @@ use rustix::process::{Signal, kill_process, test_kill_process};
 use tempfile::TempDir;
 
 use crate::backend::Certificate;
-use crate::door::{Door, Shape, Start, certificate, credulous_tls_client, tls_client_of};
+use crate::door::{Door, Shape, Start, certificate, credulous_tls_client, free_address, tls_client_of};
+use crate::page::Page;
 use crate::stream::wait_until;
 use crate::supervised::children;
 use crate::wire::{PATIENCE, Wire};
@@ -27,6 +28,8 @@ done
 
 const RENEWED: &str = "SIGHUP: certificate, keys and roots were read again, for new sessions";
 const KEPT: &str = "SIGHUP: what was read before stays in force: ";
+
+const KEEPING: Start<'_> = Start { way: starttls_wrapper::session::Way::Keep, ..Start::USUAL };
 
 struct Stage {
     door: Door,
@@ -60,7 +63,7 @@ impl Stage {
     }
 
     fn keeping(certificate: &Certificate) -> Self {
-        Self::new(certificate, &[], &Start { way: starttls_wrapper::session::Way::Keep, ..Start::USUAL })
+        Self::new(certificate, &[], &KEEPING)
     }
 
     /// SIGHUP, and what is said of it.
@@ -123,8 +126,8 @@ fn new_clients_are_shown_the_new_certificate_and_old_sessions_go_on() {
 
 #[test]
 fn a_bad_file_is_one_line_and_leaves_the_old_in_force() {
-    let (old, new) = (Certificate::new(), Certificate::new());
-    let mut stage = Stage::keeping(&old);
+    let (old, new, metrics) = (Certificate::new(), Certificate::new(), free_address());
+    let mut stage = Stage::new(&old, &["--metrics", &metrics.to_string()], &KEEPING);
     let spoil: [(&str, Spoil<'_>, &str); 6] = [
         ("another's key", &|folder| fs::write(folder.join("key.pem"), &old.key_pem).unwrap(), "does not belong"),
         ("no PEM", &|folder| fs::write(folder.join("cert.pem"), "x").unwrap(), "no certificate in it"),
@@ -140,16 +143,19 @@ fn a_bad_file_is_one_line_and_leaves_the_old_in_force() {
             "no private key in it",
         ),
     ];
-    for (what, spoil, why) in spoil {
+    for (what, spoil, why) in &spoil {
         put(stage.folder.path(), &new);
         spoil(stage.folder.path());
         let said = stage.renew();
-        assert!(said.contains(KEPT) && said.contains(why), "{what}: {said}");
+        assert!(said.contains(KEPT) && said.contains(*why), "{what}: {said}");
         speaks(&mut stage.secure(&old));
     }
     put(stage.folder.path(), &new);
     assert!(stage.renew().contains(RENEWED));
     speaks(&mut stage.secure(&new));
+    let page = Page::of(metrics);
+    let outcomes = ["done", "failed"].map(|outcome| page.value(&format!("renewals_total{{outcome=\"{outcome}\"}}")));
+    assert_eq!(outcomes, [1.0, spoil.len() as f64]);
 }
 
 #[test]

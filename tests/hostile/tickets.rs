@@ -13,7 +13,8 @@ use starttls_wrapper::session::Way;
 use tempfile::TempDir;
 
 use crate::child::Child;
-use crate::door::{Door, Shape, Start, certificate, trusting};
+use crate::door::{Door, Shape, Start, certificate, free_address, trusting};
+use crate::page::Page;
 use crate::stream::wait_until;
 use crate::wire::PATIENCE;
 
@@ -122,14 +123,19 @@ fn a_child_without_the_option_gives_no_ticket_and_takes_none() {
 
 #[test]
 fn the_loops_of_a_listener_share_their_keys() {
-    for version in [TLS12, TLS13] {
-        let client = client(version);
-        let mut door = Door::open(&Start { options: &["--workers", "3"], ..LISTENS });
+    for (version, name) in [(TLS12, "TLSv1.2"), (TLS13, "TLSv1.3")] {
+        let (client, metrics) = (client(version), free_address());
+        let options = ["--workers", "3", "--metrics", &metrics.to_string()];
+        let mut door = Door::open(&Start { options: &options, ..LISTENS });
         assert!(!session(&mut door, &client).resumed);
         for _ in 0..12 {
             door.connect();
             assert!(session(&mut door, &client).resumed);
         }
+        let page = Page::of(metrics);
+        let done =
+            |kind| page.value(&format!("tls_handshakes_total{{leg=\"client\",version=\"{name}\",kind=\"{kind}\"}}"));
+        assert_eq!([done("full"), done("resumed"), page.sum("tls_handshakes_total")], [1.0, 12.0, 13.0]);
     }
 }
 
