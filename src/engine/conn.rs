@@ -41,6 +41,9 @@ pub(super) const SCRATCH: usize = 8 * 1024;
 /// Rounds of one `drive` before the loop looks at everything else.
 const ROUNDS: usize = 16;
 
+/// And octets, after which it does: about a millisecond's worth. A neighbour that sends all it can is not to delay others' greetings.
+const TURN: u64 = 1 << 20;
+
 /// What a connection is made of.
 #[derive(Debug)]
 pub struct Parts {
@@ -339,7 +342,7 @@ impl Conn {
             self.terminate(now);
         }
         self.tend_dismissals(now);
-        let mut rounds = 0;
+        let (mut rounds, before) = (0, self.tally.received + self.tally.sent);
         loop {
             let phase = self.session.phase();
             let mut moved = self.write_out(now);
@@ -372,7 +375,7 @@ impl Conn {
                 break;
             }
             rounds += 1;
-            if rounds > ROUNDS {
+            if rounds > ROUNDS || self.tally.received + self.tally.sent - before > TURN {
                 return Driven::Again;
             }
         }

@@ -17,7 +17,7 @@ use crate::sys::end::End;
 use crate::sys::splice::{self, Spliced};
 
 /// Octets moved in one run before the rest of the connection has its turn.
-const BUDGET: u64 = 4 << 20;
+const BUDGET: u64 = 1 << 20;
 
 /// The buffer of a copying direction. Larger ones gained nothing that could be measured.
 const COPY: usize = 64 * 1024;

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use crate::door::{Door, Shape, Start, tls_client};
 use crate::stream::wait_until;
+use crate::trace::Trace;
 use crate::wire::{End, PATIENCE};
 
 /// A server of few words. It greets with the file `greeting`, which may have it answer a literal in another way, and writes down each client
@@ -236,6 +237,43 @@ fn pass_through(door: &mut Door, before: &[u8]) {
     sender.join().unwrap();
     assert!(back == data, "{} of {} octets", back.len(), data.len());
     assert_eq!(end, End::Clean);
+}
+
+/// Between two looks at all others, by whatever is there to be moved: each octet is seen twice, into our pipe and out of it.
+#[test]
+fn a_relay_at_full_speed_leaves_its_loop_to_others_after_every_few_mebibytes() {
+    const MUCH: usize = 48 << 20;
+    let trace = Trace::of(&["-f", "-e", "trace=splice,epoll_wait,epoll_pwait"]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let options = ["--plain", &listener.local_addr().unwrap().to_string(), "--lazy=no"];
+    let start = Start { options: &options, program: Some(&[]), shape: Shape::Listener, ..Start::USUAL };
+    let mut door = Door::open(&Start { through: &trace.through(), ..start });
+    let (mut server, _) = listener.accept().unwrap();
+    server.write_all(b"220 daemon\r\n").unwrap();
+    let client = door.client.as_mut().unwrap();
+    client.get(b"220 daemon\r\n").unwrap();
+    let reader = thread::spawn(move || {
+        let (mut octets, mut count) = (vec![0; 1 << 20], 0);
+        while let Ok(more @ 1..) = server.read(&mut octets) {
+            count += more;
+        }
+        count
+    });
+    client.send(&[b"DATA\r\n", &vec![b'x'; MUCH][..]].concat());
+    client.end();
+    assert_eq!(reader.join().unwrap(), MUCH + 6);
+    door.kill(Signal::TERM);
+    assert_eq!(door.code(), 0, "{}", door.said());
+    let (mut turn, mut longest, mut moved) = (0, 0, 0);
+    for line in trace.log().lines() {
+        let count = || line.rsplit_once("= ").and_then(|(_, count)| count.parse::<usize>().ok()).unwrap_or_default();
+        match line {
+            _ if line.contains("splice") => turn += count(),
+            _ if line.contains("epoll_") => (moved, longest, turn) = (moved + turn, longest.max(turn), 0),
+            _ => {}
+        }
+    }
+    assert!(moved > 2 * MUCH - MUCH / 8 && longest < 8 << 20, "{longest} octets in a turn, of {moved}");
 }
 
 #[test]
