@@ -42,8 +42,11 @@ class Load:
         if (line := self.line()) != "ready":
             raise Failure(f"the load generator says {line!r}")
 
-    def go(self):
+    def begin(self):
         print(file=self.child.stdin, flush=True)
+
+    def go(self):
+        self.begin()
         return self.answer()
 
     def close(self):

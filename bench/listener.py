@@ -34,6 +34,7 @@ def listening(name, *options, plain=False, note=""):
 
 LISTENER = listening("ours listen", note="--listen, lazily: the mail server is started for mail in clear alone; in TLS two legs, as ours")
 DAEMON = listening("ours listen plain", plain=True, note="--listen --plain: the mail server is tcpserver's, reached by TCP")
+ALONE = listening("ours listen plain", "--workers", 1, plain=True)
 # Each says in its notes why it is not in a table.
 ABSENT = {"bot": "stunnel drops clients that want plaintext, hitch has no plaintext: no bot gets a greeting of them",
           "relay": "stunnel, hitch and tlswrapper relay no plaintext from socket to socket",
@@ -59,6 +60,7 @@ def listener(stage, fields):
     for from_server in (False, True):
         tables.append(relay(stage, [DAEMON, *some("haproxy", "nginx stream", "socat")], from_server))
     tables.append(greetings(stage, [*some("bare"), LISTENER, *some("nginx mail", "haproxy")]))
+    tables.append(neighbours(stage))
     for table in tables:
         table.notes += [why for name, why in ABSENT.items() if table.name.startswith(name)]
     tables[0].notes += [f"{one.name}: {one.note}" for one in (LISTENER, DAEMON)]
@@ -247,4 +249,33 @@ def greetings(stage, contenders):
 
     each(stage, table, contenders, stage.rounds(1, 5), one)
     table.goal(LISTENER.name, "p99", 5, f"from connect to greeting, ms at p99, {RATE:,} a second")
+    return table
+
+
+def neighbours(stage):
+    """The loop is one, so that its other sessions wait while the bulk is relayed, and nowhere else."""
+    rate, count, endless = 100, 100 if stage.quick else 1000, 1 << 50
+    columns = [("p50", "p50, ms", 2), ("p99", "p99, ms", 2), ("late", "load generator late, p99, ms", 2), ("rate", "a second, in fact", 0),
+               ("failed", "failed, %", 1)]
+    table = Table("beside", f"From connect to greeting, {rate} connections a second, beside a relay that never pauses in the one loop", columns, limit="alone")
+    bulk = {"alone": None, "bulk to the server": (), "bulk to the client": ("--from-server",)}
+
+    def one(row):
+        with Running(stage) as run, contextlib.ExitStack() as stack:
+            port = ALONE.start("plain", run, [stage.sink])
+            if (flags := bulk[row.name]) is not None:
+                neighbour = stack.enter_context(load(stage, port, "plain", "bulk", "--octets", endless, *flags))
+                neighbour.until_ready()
+                neighbour.begin()
+            with load(stage, port, "plain", "stream", "--sessions", count, "--rate", rate, *SHORT) as client:
+                said = client.answer()
+            if flags is not None:
+                neighbour.child.kill()
+            few_failed(said, count)
+        table.add(row.name, p50=said["greeting"]["p50"] / 1e3, p99=said["greeting"]["p99"] / 1e3, late=said["late"]["p99"] / 1e3,
+                  rate=count / said["seconds"], failed=said["failed"] * 100 / count)
+
+    each(stage, table, [Contender(name, {}) for name in bulk], stage.rounds(1, 5), one)
+    for name in list(bulk)[1:]:
+        table.goal(name, "p99", 5, f"from connect to greeting, ms at p99, beside {name}")
     return table
