@@ -257,8 +257,8 @@ def neighbours(stage):
     rate, count, endless = 100, 100 if stage.quick else 1000, 1 << 50
     columns = [("p50", "p50, ms", 2), ("p99", "p99, ms", 2), ("late", "load generator late, p99, ms", 2), ("rate", "a second, in fact", 0),
                ("failed", "failed, %", 1)]
-    table = Table("beside", f"From connect to greeting, {rate} connections a second, beside a relay that never pauses in the one loop", columns, limit="alone")
-    bulk = {"alone": None, "bulk to the server": (), "bulk to the client": ("--from-server",)}
+    table = Table("beside", f"From connect to greeting, {rate} connections a second, beside a relay that never pauses in the one loop", columns, limit=ALONE.name)
+    bulk = {ALONE.name: None, "beside bulk to the server": (), "beside bulk to the client": ("--from-server",)}
 
     def one(row):
         with Running(stage) as run, contextlib.ExitStack() as stack:
@@ -277,5 +277,5 @@ def neighbours(stage):
 
     each(stage, table, [Contender(name, {}) for name in bulk], stage.rounds(1, 5), one)
     for name in list(bulk)[1:]:
-        table.goal(name, "p99", 5, f"from connect to greeting, ms at p99, beside {name}")
+        table.goal(name, "p99", 5, f"from connect to greeting, ms at p99, {name}")
     return table
