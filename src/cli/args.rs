@@ -10,7 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 
 use lexopt::{Arg, Parser};
 
-use super::options::{COUNT, Id, OPTIONS, OptionSpec, help, help_listen, help_markdown};
+use super::help::{help, help_listen, help_markdown};
+use super::options::{COUNT, Id, OPTIONS, OptionSpec};
 use crate::error::Fatal;
 use crate::session::Way;
 

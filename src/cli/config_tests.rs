@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::cli::{Invocation, read};
+use crate::smtp::command::Verb;
 
 fn with(line: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
     let environment = |name: &str| variables.iter().find(|&&(known, _)| known == name).map(|(_, value)| value.into());

@@ -4,6 +4,8 @@
 
 pub mod args;
 pub mod config;
+mod cutoff;
+pub mod help;
 mod listen;
 mod mute;
 mod network;
