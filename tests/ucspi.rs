@@ -43,7 +43,7 @@ fn every_dialogue_that_can_be_learned_holds_through_a_stand_in() {
 fn every_dialogue_holds(shape: Shape) {
     every_dialogue(
         |dialogue| shape != Shape::Listener || listens(dialogue.way),
-        |dialogue| Some(door::play(dialogue, shape)),
+        |dialogue| Some(playing::play(dialogue, shape)),
     );
 }
 

@@ -14,7 +14,8 @@ use starttls_wrapper::session::Way;
 
 use crate::child::Child;
 use crate::dialogue::{Deed, Dialogue, Side};
-use crate::door::{Door, Shape, Start, finish, perform};
+use crate::door::{Door, Shape, Start};
+use crate::playing::{finish, perform};
 use crate::wire::PATIENCE;
 
 /// What a probe is called by the server that it comes to.

@@ -8,6 +8,7 @@ pub(crate) mod door;
 pub(crate) mod lazily;
 pub(crate) mod memory;
 pub(crate) mod octets;
+pub(crate) mod playing;
 pub(crate) mod policy;
 pub(crate) mod pure;
 pub(crate) mod steps;
