@@ -11,28 +11,12 @@ use tempfile::TempDir;
 
 use crate::child::{Child, Report};
 use crate::door::{Door, Start, tls_client};
+use crate::scripted::{GREETING, SERVER, lines};
 use crate::stream::wait_until;
 use crate::wire::{End, PATIENCE};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_starttls-wrapper");
 
-/// A server of few words. It greets with the file `greeting`, and writes down each client that it is started for.
-const SERVER: &str = r#"
-echo "$TCPREMOTEIP" >> "$1/started"
-. "$1/greeting"
-CR=$(printf '\r')
-while IFS= read -r line; do
-    line=${line%"$CR"}
-    echo "$line" >> "$1/heard"
-    case $line in
-        EHLO*) printf '250-mx hello %s [%s]\r\n250 SIZE 9\r\n' "${line#EHLO }" "$TCPREMOTEIP" ;;
-        QUIT) printf '221 bye\r\n'; exit ;;
-        *) printf '250 %s\r\n' "$line" ;;
-    esac
-done
-"#;
-
-const GREETING: &str = "printf '220 mx\\r\\n'";
 const ENVIRONMENT: [(&str, &str); 1] = [("PATH", "/usr/bin:/bin")];
 
 /// [`SERVER`]'s folder.
@@ -58,8 +42,7 @@ impl Stage {
     }
 
     fn lines(&self, name: &str) -> Vec<String> {
-        let text = fs::read_to_string(self.path(name)).unwrap_or_default();
-        text.lines().map(str::to_owned).collect()
+        lines(self.0.path(), name)
     }
 
     fn probe(&self) -> Output {

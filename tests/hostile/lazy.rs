@@ -12,31 +12,11 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::door::{Door, Shape, Start, tls_client};
+use crate::scripted::{GREETING, SERVER, lines};
 use crate::stream::wait_until;
 use crate::trace::Trace;
 use crate::wire::{End, PATIENCE};
 
-/// A server of few words. It greets with the file `greeting`, which may have it answer a literal in another way, and writes down each client
-/// that it is started for.
-const SERVER: &str = r#"
-hello() { printf '250-mx hello %s [%s]\r\n250 SIZE 9\r\n' "${line#EHLO }" "$TCPREMOTEIP"; }
-literal() { hello; }
-echo "$TCPREMOTEIP" >> "$1/started"
-. "$1/greeting"
-CR=$(printf '\r')
-while IFS= read -r line; do
-    line=${line%"$CR"}
-    echo "$line" >> "$1/heard"
-    case $line in
-        "EHLO ["*) literal ;;
-        EHLO*) hello ;;
-        QUIT) printf '221 bye\r\n'; exit ;;
-        *) printf '250 %s\r\n' "$line" ;;
-    esac
-done
-"#;
-
-pub(crate) const GREETING: &str = "printf '220 mx\\r\\n'";
 pub(crate) const CERTAIN: &str = "is started when a client needs it";
 
 /// A listener with [`SERVER`], and its folder.
@@ -62,8 +42,7 @@ impl Stage {
     }
 
     pub(crate) fn lines(&self, name: &str) -> Vec<String> {
-        let text = fs::read_to_string(self.folder.path().join(name)).unwrap_or_default();
-        text.lines().map(str::to_owned).collect()
+        lines(self.folder.path(), name)
     }
 
     pub(crate) fn says(&self, words: &str) {

@@ -4,7 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::door::{Start, tls_client};
-use crate::lazy::{EHLO, GREETING, LAZY, Stage};
+use crate::lazy::{EHLO, LAZY, Stage};
+use crate::scripted::GREETING;
 use crate::stream::{Stream, wait_until};
 use crate::wire::{End, PATIENCE, Wire};
 

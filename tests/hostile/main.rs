@@ -29,6 +29,7 @@ mod renewal;
 mod respawn;
 mod sandbox;
 mod scarcity;
+mod scripted;
 mod stalls;
 mod supervised;
 mod takeover;

@@ -13,8 +13,9 @@ use starttls_wrapper::session::Way;
 use crate::child::Child;
 use crate::dialogue::Backend;
 use crate::door::{Door, Shape, Start, free_address, tls_client};
-use crate::lazy::{CERTAIN, EHLO, GREETING, Stage};
+use crate::lazy::{CERTAIN, EHLO, Stage};
 use crate::page::{Page, ask, status};
+use crate::scripted::GREETING;
 use crate::stream::wait_until;
 use crate::wire::PATIENCE;
 

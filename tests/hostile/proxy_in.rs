@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use starttls_wrapper::proxy::{Header, Version};
 
 use crate::door::Start;
-use crate::lazy::{GREETING, LAZY, Stage};
+use crate::lazy::{LAZY, Stage};
 use crate::limits::client_from;
+use crate::scripted::GREETING;
 use crate::stream::wait_until;
 use crate::wire::{End, PATIENCE, Wire};
 
