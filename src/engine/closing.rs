@@ -79,7 +79,9 @@ impl Conn {
             }
             is_flushed = client.is_deaf || (is_flushed && !leg.wants_write());
         }
-        if client.is_over && is_flushed || linger.poll(&mut client.ends, is_flushed, now) {
+        // Who has said QUIT has nothing more to send (RFC 5321 4.1.1.10), and what it has sent is read: no reset can eat its reply.
+        let is_parted = client.leg.is_none() && self.session.is_parted() && client.ends.is_drained();
+        if (client.is_over || is_parted) && is_flushed || linger.poll(&mut client.ends, is_flushed, now) {
             if !is_flushed {
                 self.session.handle_unsent();
             }

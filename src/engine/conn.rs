@@ -108,6 +108,11 @@ impl Ends {
         Self { input, output: Some(output) }
     }
 
+    /// Whether this is a socket of ours from which all has been read that had come.
+    pub(super) fn is_drained(&self) -> bool {
+        self.output.is_none() && self.input.is_socket() && !self.input.readable
+    }
+
     /// What the client is sent.
     pub(super) fn output(&mut self) -> &mut End {
         self.output.as_mut().unwrap_or(&mut self.input)

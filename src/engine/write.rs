@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::session::{ClientEnd, EndReason};
+use crate::session::{ClientEnd, EndReason, Phase};
 
 use super::bridge;
 use super::conn::Conn;
@@ -20,6 +20,7 @@ impl Conn {
 
     fn write_client(&mut self, now: Instant) -> bool {
         let Some(client) = &mut self.client else { return false };
+        let is_last = self.session.phase() == Phase::Close;
         if client.is_deaf {
             self.session.to_client.clear();
             return false;
@@ -28,7 +29,9 @@ impl Conn {
             None => {
                 let mut written = Ok(0);
                 while !self.session.to_client.is_empty() && client.ends.output().writable {
-                    match client.ends.output().write(self.session.to_client.as_slice()) {
+                    let end = client.ends.output();
+                    let octets = self.session.to_client.as_slice();
+                    match if is_last { end.write_last(octets) } else { end.write(octets) } {
                         Ok(Some(count)) => {
                             self.session.to_client.consume(count);
                             written = written.map(|sum| sum + count);

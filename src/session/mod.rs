@@ -406,6 +406,15 @@ impl Session {
         }
     }
 
+    /// Whether the client has said QUIT in clear, nothing behind it, and the session is over by that.
+    #[must_use]
+    pub fn is_parted(&self) -> bool {
+        self.quit_seen
+            && self.end == Some(EndReason::Over)
+            && self.ended_in == Phase::Snoop
+            && self.dialogue.lines.is_empty()
+    }
+
     fn client_gone(&self) -> EndReason {
         if self.quit_seen { EndReason::Over } else { EndReason::Client(ClientEnd::Gone) }
     }

@@ -142,6 +142,7 @@ impl Session {
             self.note_once(Note::ChildOffersStarttls);
         }
         if asked == Asked::Quit {
+            self.quit_seen = true;
             self.finish(EndReason::Over, now);
         }
     }

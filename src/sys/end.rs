@@ -12,7 +12,7 @@ use mio::unix::SourceFd;
 use mio::{Interest, Token};
 use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
-use rustix::net::{Shutdown, shutdown, sockopt};
+use rustix::net::{SendFlags, Shutdown, send, shutdown, sockopt};
 
 use super::raw;
 
@@ -211,6 +211,27 @@ impl End {
     pub fn write(&mut self, octets: &[u8]) -> io::Result<Option<usize>> {
         loop {
             match rustix::io::write(&self.fd, octets) {
+                Ok(count) => return Ok(Some(count)),
+                Err(Errno::AGAIN) => {
+                    self.writable = false;
+                    return Ok(None);
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// The same where nothing follows but [`End::shut_down`]: a socket sends both in one segment.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub fn write_last(&mut self, octets: &[u8]) -> io::Result<Option<usize>> {
+        if !self.is_socket {
+            return self.write(octets);
+        }
+        loop {
+            match send(&self.fd, octets, SendFlags::MORE | SendFlags::NOSIGNAL) {
                 Ok(count) => return Ok(Some(count)),
                 Err(Errno::AGAIN) => {
                     self.writable = false;

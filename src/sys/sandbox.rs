@@ -234,6 +234,7 @@ fn calls(needs: &Needs) -> Vec<(libc::c_long, Rule)> {
         // What it is asked stands in memory, out of a filter's sight; glibc then takes clone.
         all(&[libc::SYS_clone3], &Rule::Refuse(libc::ENOSYS));
     } else {
+        all(&[libc::SYS_sendto], &one_of(3, &[LAST_WORDS]));
         all(&[libc::SYS_clone, libc::SYS_clone3], &Rule::Kill);
     }
     calls
@@ -354,6 +355,9 @@ const PEEKING: &[libc::c_long] = &[libc::SYS_recvfrom];
 
 /// Opening for more than reading.
 const WRITING: i32 = libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC;
+
+/// A reply behind which the connection ends: see `end`.
+const LAST_WORDS: i32 = libc::MSG_MORE | libc::MSG_NOSIGNAL;
 
 /// How much can be read (asm-generic/ioctls.h); libc has a type of its own for it on each target.
 const FIONREAD: i32 = 0x541b;

@@ -105,6 +105,32 @@ fn a_server_that_takes_no_literal_or_goes_at_one_is_started_to_say_so() {
 }
 
 #[test]
+fn a_quit_is_answered_and_closed_in_one_segment_and_who_says_more_is_heard_out() {
+    let trace = Trace::of(&["-f", "-e", "trace=sendto,shutdown,close"]);
+    let mut stage = Stage::new(GREETING, &Start { through: &trace.through(), ..LAZY });
+    stage.says(CERTAIN);
+    for farewell in ["QUIT\r\n", "QUIT\r\nNOOP\r\n"] {
+        stage.door.connect();
+        stage.talk(&[("", "220 mx\r\n"), EHLO, (farewell, "221 bye\r\n")]);
+        assert_eq!(stage.door.client.take().unwrap().get_end(), Ok(End::Clean), "{farewell:?}");
+    }
+    stage.door.kill(Signal::TERM);
+    assert_eq!(stage.door.code(), 0);
+    let log = trace.log();
+    let mut calls = log.lines().filter_map(|line| line.split_once(' ')).map(|(_, call)| call.trim_start());
+    let mut next = || {
+        let said = calls.by_ref().find(|call| call.starts_with("sendto(")).expect(&log);
+        assert!(said.contains(r#""221 bye\r\n", 9, MSG_NOSIGNAL|MSG_MORE"#), "{said}");
+        let socket = said[7..].split(',').next().unwrap().to_owned();
+        let of_it = |call: &&str| call.contains(&format!("({socket}")) && !call.starts_with("sendto(");
+        calls.by_ref().find(of_it).expect(&log).to_owned()
+    };
+    let (first, second) = (next(), next());
+    assert!(first.starts_with("close("), "{first}");
+    assert!(second.starts_with("shutdown(") && second.contains("SHUT_WR"), "{second}");
+}
+
+#[test]
 fn starttls_starts_no_server_but_where_it_goes_on_behind() {
     let mut stage = Stage::new(GREETING, &LAZY);
     stage.says(CERTAIN);
