@@ -23,6 +23,7 @@ mod secure;
 mod summon;
 pub(crate) mod talk;
 mod tell;
+mod through;
 mod tokens;
 mod ucspi_tls;
 mod write;

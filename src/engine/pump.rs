@@ -1,20 +1,20 @@
 //! One direction of the plaintext relay: octets go from one descriptor to another, spliced or copied.
 //!
 //! Client socket to child's stdin pipe, child's stdout pipe to client socket: one of the two is a pipe already, so splice
-//! needs none of ours, and nothing is ever in flight inside this process. From socket to socket (the way `raw`) it goes through
-//! a pipe of ours ([`Through`]). EAGAIN can mean "source empty", "sink full" or
+//! needs none of ours, and nothing is ever in flight inside this process. From socket to socket it goes through a pipe of ours
+//! ([`Through`]). EAGAIN can mean "source empty", "sink full" or
 //! "urgent mark"; it is not told apart. Any event on either end wakes the pump, which tries again: an edge that mattered is
 //! never missed, and there is no poll(2) beside the loop's own.
 
 use std::io;
-use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
-use rustix::pipe::PipeFlags;
 
 use crate::session::policy::RelayMode;
 use crate::sys::end::End;
 use crate::sys::splice::{self, Spliced};
+
+use super::through::Through;
 
 /// Octets moved in one run before the rest of the connection has its turn.
 const BUDGET: u64 = 1 << 20;
@@ -23,7 +23,7 @@ const BUDGET: u64 = 1 << 20;
 const COPY: usize = 64 * 1024;
 
 /// A splice of this much is bulk, for which the pipe is grown.
-const BULK: usize = 32 * 1024;
+pub(super) const BULK: usize = 32 * 1024;
 
 /// Both directions of the plaintext relay.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ pub(super) struct Pump {
     /// Something happened on either end since the last run.
     pub(super) is_awake: bool,
     is_grown: bool,
-    through: Option<Through>,
+    through: Through,
     buffer: Vec<u8>,
     pending: core::ops::Range<usize>,
     /// Octets moved so far.
@@ -69,7 +69,15 @@ pub(super) struct Pump {
 
 impl Pump {
     pub(super) fn new(mode: RelayMode) -> Self {
-        Self { mode, is_awake: true, is_grown: false, through: None, buffer: Vec::new(), pending: 0..0, moved: 0 }
+        Self {
+            mode,
+            is_awake: true,
+            is_grown: false,
+            through: Through::default(),
+            buffer: Vec::new(),
+            pending: 0..0,
+            moved: 0,
+        }
     }
 
     /// Moves what can be moved. The ends are non-blocking; both are watched by the loop.
@@ -95,17 +103,11 @@ impl Pump {
 
     fn splice(&mut self, source: &mut End, sink: &mut End) -> Option<Run> {
         if source.is_socket() && sink.is_socket() {
-            let through = match &mut self.through {
-                Some(through) => through,
-                none => match Through::new() {
-                    Ok(through) => none.insert(through),
-                    Err(_) => {
-                        self.mode = RelayMode::Copy;
-                        return None;
-                    }
-                },
-            };
-            return through.run(source, sink, &mut self.moved);
+            return self.through.run(source, sink, &mut self.moved).unwrap_or_else(|_| {
+                // No pipe can be had, and none is held.
+                self.mode = RelayMode::Copy;
+                None
+            });
         }
         match splice::splice(&*source, &*sink) {
             Ok(Spliced::Moved(count)) => {
@@ -149,64 +151,6 @@ impl Pump {
                 None
             }
             Err(_) => Some(Run::SinkGone),
-        }
-    }
-}
-
-/// A pipe of ours between two sockets.
-///
-/// How much is in it is counted here and never guessed: EAGAIN says "nothing there" or "no room", and a pipe's room is in slots,
-/// not octets. What is in it always leaves before more is taken.
-#[derive(Debug)]
-struct Through {
-    from: OwnedFd,
-    to: OwnedFd,
-    held: usize,
-    is_grown: bool,
-    has_ended: bool,
-    is_drained: bool,
-}
-
-impl Through {
-    fn new() -> io::Result<Self> {
-        let (from, to) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        Ok(Self { from, to, held: 0, is_grown: false, has_ended: false, is_drained: false })
-    }
-
-    /// One turn: what is held leaves, then more is taken. `None`: there may be more to do.
-    fn run(&mut self, source: &mut End, sink: &mut End, moved: &mut u64) -> Option<Run> {
-        if self.held > 0 {
-            return match splice::splice(&self.from, &*sink) {
-                Ok(Spliced::Moved(count)) => {
-                    self.held -= count;
-                    *moved += count as u64;
-                    // A second look would cost as much as the first.
-                    (self.held == 0 && self.is_drained).then_some(Run::Wait)
-                }
-                Ok(Spliced::WouldBlock) => Some(Run::Wait),
-                // Of a pipe that is not empty and a socket: the socket takes nothing more.
-                Ok(Spliced::End | Spliced::Unsupported) | Err(_) => Some(Run::SinkGone),
-            };
-        }
-        if self.has_ended {
-            return Some(Run::Ended);
-        }
-        match splice::splice(&*source, &self.to) {
-            Ok(Spliced::Moved(count)) => {
-                self.held = count;
-                self.is_drained = source.is_drained_by(count);
-                if count >= BULK && !self.is_grown {
-                    self.is_grown = true;
-                    splice::grow(&self.to);
-                }
-                None
-            }
-            Ok(Spliced::End) => {
-                self.has_ended = true;
-                None
-            }
-            Ok(Spliced::WouldBlock) => Some(Run::Wait),
-            Ok(Spliced::Unsupported) | Err(_) => Some(Run::SourceBroke),
         }
     }
 }
