@@ -23,12 +23,13 @@ const TIME: Duration = Duration::from_secs(6);
 /// Name, `run`, what it is seeded with, and how many runs [`TIME`] must allow: a target that returns at once is no test.
 type Target = (&'static str, fn(&[u8]), fn() -> Vec<Vec<u8>>);
 
-const TARGETS: [Target; 6] = [
+const TARGETS: [Target; 7] = [
     ("snoop", targets::snoop::run, client_streams),
     ("ehlo", targets::ehlo::run, child_replies),
     ("session", targets::session::run, scripts),
     ("learned", targets::learned::run, servers),
     ("facts", targets::facts::run, clients),
+    ("proxy", targets::proxy::run, headers),
     ("tls", targets::tls::run, conversations),
 ];
 
@@ -92,6 +93,42 @@ fn clients() -> Vec<Vec<u8>> {
             .to_vec(),
     );
     seeds.push(b"SSL_A=".repeat(900));
+    seeds
+}
+
+/// What load balancers send, at its limits and beyond them, each with a client behind it; and what we say ourselves.
+fn headers() -> Vec<Vec<u8>> {
+    let lines = [
+        "TCP4 192.0.2.1 198.51.100.2 4711 25",
+        "TCP6 2001:db8::1 ::ffff:192.0.2.1 65535 0",
+        "TCP4 2001:db8::1 192.0.2.01 +1 01",
+        "UNKNOWN",
+        "UNKNOWN ffff:f...f:ffff ffff:f...f:ffff 65535 65535",
+        "UDP4 192.0.2.1 198.51.100.2 4711 25",
+    ];
+    let longest = [format!("UNKNOWN {}", "f".repeat(91)), format!("UNKNOWN {}", "f".repeat(92))];
+    let lines = lines.into_iter().map(str::to_owned).chain(longest);
+    let mut seeds: Vec<Vec<u8>> =
+        lines.map(|line| format!("PROXY {line}\r\nEHLO c.example\r\n").into_bytes()).collect();
+    for (command, family, length) in [
+        (0x21, 0x11, 12),
+        (0x21, 0x11, 40),
+        (0x21, 0x11, 11),
+        (0x21, 0x21, 36),
+        (0x21, 0x21, 4080),
+        (0x21, 0x21, 4081),
+        (0x21, 0x31, 216),
+        (0x20, 0, 0),
+        (0x20, 0x11, 12),
+        (0x20, 0, 300),
+        (0x31, 0x11, 12),
+    ] {
+        let body: Vec<u8> = [192, 0, 2, 1, 198, 51, 100, 2, 18, 103, 0, 25].into_iter().cycle().take(length).collect();
+        let length = u16::try_from(length).unwrap().to_be_bytes();
+        let said = [b"\r\n\r\n\0\r\nQUIT\n", &[command, family][..], &length, &body, b"EHLO c.example\r\n"].concat();
+        seeds.push(said);
+    }
+    seeds.extend(clients());
     seeds
 }
 
@@ -324,6 +361,11 @@ fn learned_holds_briefly() {
 #[test]
 fn facts_holds_briefly() {
     brief("facts");
+}
+
+#[test]
+fn proxy_holds_briefly() {
+    brief("proxy");
 }
 
 #[test]

@@ -12,8 +12,25 @@ const NAME: usize = 255;
 /// One input: the first octet chooses, addresses and ports follow, and then the words, up to a NUL each. As a whole it is variables too.
 pub fn run(octets: &[u8]) {
     variables(octets);
-    let Some((choice, rest)) = octets.split_first() else { return };
-    let Some((ends, rest)) = rest.split_first_chunk::<36>() else { return };
+    let Some((header, details)) = chosen(octets) else { return };
+    let (version, client, local) = (header.version, header.client, header.local);
+    let said = header.octets(details.as_ref());
+    match version {
+        Version::V1 => {
+            assert_eq!(read_line(&said), Some([client, local].map(canonical)), "\"{}\"", said.escape_ascii())
+        }
+        Version::V2 => {
+            let read = read_binary(&said).unwrap_or_else(|| panic!("no header: \"{}\"", said.escape_ascii()));
+            assert_eq!(read.ends, [client, local].map(canonical));
+            check_tlvs(&read.tlvs, &header, details.as_ref());
+        }
+    }
+}
+
+/// What the octets want to be told of whom.
+pub(crate) fn chosen(octets: &[u8]) -> Option<(Header, Option<Details<'_>>)> {
+    let (choice, rest) = octets.split_first()?;
+    let (ends, rest) = rest.split_first_chunk::<36>()?;
     let [client, local] = [(choice & 1, &ends[..18]), (choice & 2, &ends[18..])].map(|(is_ipv4, end)| {
         let port = u16::from_be_bytes([end[16], end[17]]);
         let ip = match (is_ipv4 != 0, end.first_chunk::<4>(), end.first_chunk::<16>()) {
@@ -34,21 +51,11 @@ pub fn run(octets: &[u8]) {
         server_name: text(2),
         protocol: word(3),
     });
-    let said = header.octets(details.as_ref());
-    match version {
-        Version::V1 => {
-            assert_eq!(read_line(&said), Some([client, local].map(canonical)), "\"{}\"", said.escape_ascii())
-        }
-        Version::V2 => {
-            let read = read_binary(&said).unwrap_or_else(|| panic!("no header: \"{}\"", said.escape_ascii()));
-            assert_eq!(read.ends, [client, local].map(canonical));
-            check_tlvs(&read.tlvs, &header, details.as_ref());
-        }
-    }
+    Some((header, details))
 }
 
 /// An address as both sides may write it.
-fn canonical(end: SocketAddr) -> SocketAddr {
+pub(crate) fn canonical(end: SocketAddr) -> SocketAddr {
     SocketAddr::new(end.ip().to_canonical(), end.port())
 }
 

@@ -7,6 +7,7 @@
 //! | [`session`] | the whole session: everybody's octets, events, stalls, time | see [`witness`] |
 //! | [`learned`] | a server's replies, and texts | what a stand-in says is what was heard; the text reads the same again |
 //! | [`facts`] | addresses, words, variables | the PROXY header as another reader has it; PROG is told no orders |
+//! | [`proxy`] | what a load balancer sends, addresses, words | the PROXY header as another reader has it, and not an octet more; ours is heard as it was meant |
 //! | [`tls`] | both legs: raw octets, damaged records, handshakes, any fragment sizes | plaintext is a prefix of what was sent; memory is capped |
 //!
 //! Used twice: by libFuzzer (`scripts/fuzz`), and by the program's own tests (`tests/fuzz.rs`).
@@ -21,6 +22,7 @@ pub mod lines;
 pub mod memory;
 #[path = "../../support/policy.rs"]
 mod policy;
+pub mod proxy;
 mod script;
 pub mod session;
 pub mod snoop;
