@@ -54,7 +54,7 @@ class Ground:
 
     def modes(self):
         """How letters come: what happens in clear has to do with the way only where somebody is let go then."""
-        return ("clear", "tls") if self.way.name in ("tls", "respawn", "ucspi-tls") else ("tls",) if self.way.greets else ("clear",)
+        return ("clear", "tls") if self.way.name in ("tls", "respawn", "put-off", "ucspi-tls") else ("tls",) if self.way.greets else ("clear",)
 
     def wrapper(self, backend, prog=MAILFRONT, through=()):
         return self.way.wrapper(self.stage, backend, *self.way.timers(session.TIMERS), prog=prog, through=through)

@@ -7,7 +7,7 @@ import sys
 import threading
 
 from stage import MAILFRONT, wait_for
-from ways import WAYS
+from ways import WAYS, is_learnable
 
 RIG = pathlib.Path(__file__).resolve().parent
 
@@ -98,7 +98,7 @@ LAZY = "is started when a client needs it, and not before"
 
 def listener(stage, name, way, backend, options, queue, prog=MAILFRONT):
     """Starts the program as a listener, lazily where PROG is one that can be learned; its port."""
-    is_lazy = prog[1:2] != ["chatty"]
+    is_lazy = is_learnable(prog)
     port = stage.port()
     options = [*options, "--listen", f"{stage.address}:{port}", "--workers", "2", f"--lazy={'yes' if is_lazy else 'no'}"]
     if way.is_daemons:

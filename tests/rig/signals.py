@@ -65,6 +65,11 @@ def in_text(run):
     text(run)
 
 
+def needing_prog(run):
+    helloed(run)
+    run.send(b"MAIL FROM:<a@client.example>\r\n")
+
+
 def in_text_inside(run):
     inside(run)
     run.send(b"EHLO client.example\r\n")
@@ -147,6 +152,13 @@ STATES_OF = {
         "client's handshake": (switched, PROG, PROG, ["program"]),  # the backend's is not begun
         "muted greeting": (inside, PROG, STOPPED, ["program", "backend"]),
         "relay inside TLS": (in_text_inside, PROG, PROG, ["program", "backend"]),
+    },
+    "put-off": {
+        "dialogue": (helloed, PROG, PROG, ["program", "waiting"]),
+        "backend's handshake": (asked, PROG, None, ["program", "waiting", "backend"]),
+        "client's handshake": (switched, PROG, PROG, ["program", "backend"]),
+        "briefing": (needing_prog, STOPPED, PROG, ["program", "prog"]),
+        "relay": (in_text, PROG, PROG, ["program", "prog"]),
     },
     "ucspi-tls": without_backend("server") | {"dialogue": (helloed, PROG, None, ["program", "prog", "server"])},
     "ucspi-tls-respawn": respawning("server"),

@@ -5,6 +5,9 @@
 
 import collections.abc
 import dataclasses
+import os
+import subprocess
+import tempfile
 
 from stage import HOME, MAILFRONT, program
 
@@ -26,6 +29,7 @@ class Way:
     options: tuple = ()  # what the command line says of it; without, `--way` and its name
     greets: bool = True  # the client was not greeted elsewhere
     listens: bool = False  # it is no UCSPI server's child: it listens itself, and starts PROG when a client needs it
+    puts_off: bool = False  # a UCSPI child too starts PROG when a client needs it (`--greeting`), where PROG is one that can be learned
     is_daemons: bool = False  # PROG is started by a UCSPI server, which it connects to (`--plain`)
 
     def behind(self, stage, queue, prog=MAILFRONT, name="backend"):
@@ -40,8 +44,28 @@ class Way:
         """The command line; `through` is what stands right before the program."""
         identity = ["--cert", stage.cert, "--key", stage.key] if self.ends_tls else []
         place = [] if backend is None else ["--trusted-loopback", stage.address, backend]
+        if self.puts_off and is_learnable(prog):
+            options = ("--greeting", greeting(stage, prog), *options)
         under = [*self.under, stage.cert, stage.key] if self.under else []
         return [*under, *through, program(), *(self.options or ("--way", self.name)), *identity, *options, *place, *prog]
+
+
+def is_learnable(prog):
+    """It says the same to everybody, and when it is asked."""
+    return prog[1:2] != ["chatty"]
+
+
+def greeting(stage, prog):
+    """The file of what `--probe` prints of this PROG."""
+    file = stage.folder / f"greeting-{abs(hash(tuple(map(str, prog))))}"
+    if not file.exists():
+        environment = {**stage.environment, "QUEUEDIR": str(stage.folder)}
+        text = subprocess.run([program(), "--probe", *prog], check=True, capture_output=True, timeout=30, env=environment).stdout
+        with tempfile.NamedTemporaryFile(dir=stage.folder, delete=False) as whole:
+            whole.write(text)
+        os.chmod(whole.name, 0o644)
+        os.replace(whole.name, file)  # others may look for it meanwhile
+    return file
 
 
 def stunnel(stage, queue, prog, name):
@@ -84,6 +108,8 @@ WAYS = {
         Way("tls-late", OF_CHILD | {"dial-timeout", "backend-handshake-timeout", "greeting-timeout"}, haproxy("ssl crt {both}"),
             options=("--way", "tls", *LATE)),
         Way("plain-late", OF_CHILD | {"dial-timeout", "greeting-timeout"}, haproxy(), options=("--way", "plain", *LATE)),
+        Way("put-off", OF_CHILD | {"dial-timeout", "backend-handshake-timeout", "greeting-timeout"}, stunnel,
+            options=("--way", "tls"), waits=True, puts_off=True),
         Way("ucspi-tls", OF_CHILD, ends_tls=False, under=tuple(UCSPI_TLS)),
         Way("ucspi-tls-respawn", OF_CHILD | {"greeting-timeout"}, ends_tls=False, under=tuple(UCSPI_TLS), waits=True),
     )
