@@ -69,7 +69,7 @@ SCRIPTS = {
     "tls13-version-negotiation": (r"Alert\(fatal, protocol_version\)", "there is no TLS 1.1 to fall back to"),
     "tls13-zero-content-type": (SILENT, "rustls gives no alert for this, and the connection ends"),
     "tls13-zero-length-data": (SILENT, "rustls gives no alert for data inside a handshake message, and the connection ends"),
-    "fuzzed-ciphertext": None, "fuzzed-finished": None, "truncating-of-finished": None,
+    "fuzzed-ciphertext": None,
     "tls13-ffdhe-groups": (f"{FAILURE}|{OTHER}", NO_FEATURE + " (FFDHE)"),
     "tls13-psk_ke": (FAILURE, NO_FEATURE + " (PSK without a key exchange)"),
     "tls13-session-resumption": (r"did not send extension\(s\): session_ticket|ApplicationData\(len", "no tickets are given: each session is a full handshake"),
@@ -88,9 +88,7 @@ WITH_TICKETS = {
 OURS = "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"
 TOLD = {
     "tls13-session-resumption": ["--tls1.2-cipher", OURS, "-M"],
-    **dict.fromkeys(
-        ["tls13-version-negotiation", "invalid-compression-methods", "fuzzed-ciphertext", "fuzzed-finished", "truncating-of-finished"],
-        ["-C", OURS, "-M"]),
+    **dict.fromkeys(["tls13-version-negotiation", "invalid-compression-methods", "fuzzed-ciphertext"], ["-C", OURS, "-M"]),
 }
 
 
