@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::policy::Replay;
-use super::{BackendEnd, ChildEnd, ClientEnd, EndReason, Note, Phase, Policy, Session, Way, limits};
+use super::{BackendEnd, ChildEnd, ClientEnd, EndReason, Note, Phase, Policy, Session, Starttls, Way, limits};
 use crate::smtp::command::Verb;
 use crate::smtp::line::LIMIT;
 
@@ -187,6 +187,21 @@ fn the_commands_recorded_are_counted() {
 }
 
 #[test]
+fn what_becomes_of_starttls_is_counted() {
+    let now = Instant::now();
+    for offer_tls in [true, false] {
+        let mut session = Session::new(Arc::new(Policy { offer_tls, ..Policy::default() }), now);
+        session.handle_child(b"220 h\r\n", now);
+        assert_eq!((session.offers_tls(), session.starttls_so_far()), (offer_tls, Starttls::default()));
+        session.handle_client(b"EHLO c\r\n", now);
+        session.handle_child(b"250 h\r\n", now);
+        session.handle_client(b"STARTTLS\r\n", now);
+        let expected = Starttls { is_offered: offer_tls, asked: 1, refused: u32::from(!offer_tls) };
+        assert_eq!(session.starttls_so_far(), expected);
+    }
+}
+
+#[test]
 fn a_relay_ends_when_nothing_has_moved_for_its_time() {
     for phase in [Phase::RelayPlain, Phase::RelayTls] {
         let (start, silence) = (Instant::now(), Policy::default().timeouts.relay);
@@ -322,6 +337,8 @@ fn so_many_hand_overs_may_fail_and_each_is_noted() {
         assert!(session.to_client.as_slice().starts_with(b"454 "));
         written(&mut session, now);
     }
+    let counted = Starttls { is_offered: false, asked: limits::HANDOVERS + 2, refused: 2 };
+    assert_eq!(session.starttls_so_far(), counted);
     let notes = notes(&mut session);
     let failed = notes.iter().filter(|note| matches!(note, Note::HandoverFailed(_))).count();
     assert_eq!((failed, notes.len()), (limits::HANDOVERS as usize, failed + 1), "{notes:?}");

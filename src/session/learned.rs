@@ -382,6 +382,33 @@ mod tests {
     }
 
     #[test]
+    fn a_probe_says_each_command_and_nothing_before_the_greeting() {
+        let lines = Asked::ALL.map(|asked| asked.line("p.invalid").unwrap_or_default());
+        assert_eq!(lines, ["", "EHLO p.invalid", "NOOP", "RSET", "HELO p.invalid", "QUIT"]);
+        assert_eq!(Asked::Greeting.line("p.invalid"), None);
+    }
+
+    #[test]
+    fn a_greeting_names_no_client() {
+        let greeting = "220 probe-1.invalid, or so\r\n";
+        let learned = Learned::from_probe(&heard(&[(Asked::Greeting, greeting)]), FIRST).unwrap();
+        assert_eq!(said(&learned, Asked::Greeting), greeting);
+    }
+
+    #[test]
+    fn what_is_refused_is_not_learned() {
+        let replies = [
+            (Asked::Greeting, "220 mx\r\n"),
+            (Asked::Ehlo, "502 no\r\n"),
+            (Asked::Helo, "250 mx\r\n"),
+            (Asked::Noop, "354 go on\r\n"),
+            (Asked::Rset, "421 later\r\n"),
+        ];
+        let learned = Learned::from_probe(&heard(&replies), FIRST).unwrap();
+        assert_eq!(Asked::ALL.map(|asked| learned.knows(asked)), [true, false, false, false, true, false]);
+    }
+
+    #[test]
     fn what_differs_between_two_probes_is_named() {
         let learned = Learned::from_probe(&exim(FIRST, "220 mx 08:53:59\r\n"), FIRST).unwrap();
         let why = learned.agrees(&exim(SECOND, "220 mx 08:54:01\r\n"), SECOND);

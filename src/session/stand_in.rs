@@ -360,6 +360,18 @@ mod tests {
     }
 
     #[test]
+    fn starttls_is_offered_and_a_server_that_does_so_itself_is_noted() {
+        for (own, noted) in [("", None), ("ehlo 250-STARTTLS\n", Some(Note::ChildOffersStarttls))] {
+            let text = format!("greeting 220 mx\nehlo 250-mx\n{own}ehlo 250 SIZE 9\n");
+            let stand_in = StandIn::new(Arc::new(Learned::parse(&text).unwrap()), None).unwrap();
+            let mut session = Session::lazily(Arc::new(Policy::default()), stand_in, Instant::now());
+            says(&mut session, b"EHLO c\r\n", b"220 mx\r\n250-mx\r\n250-STARTTLS\r\n250 SIZE 9\r\n");
+            assert!(session.starttls_so_far().is_offered);
+            assert_eq!(session.poll_note(), noted);
+        }
+    }
+
+    #[test]
     fn a_failed_hand_over_leaves_the_stand_in_where_it_was() {
         let now = Instant::now();
         let mut session = session(Policy::default(), now);
