@@ -369,6 +369,9 @@ mod tests {
             assert!(session.starttls_so_far().is_offered);
             assert_eq!(session.poll_note(), noted);
         }
+        let mut session = session(Policy { offer_tls: false, ..Policy::default() }, Instant::now());
+        says(&mut session, b"EHLO c\r\n", b"220 mx\r\n250-mx hello c\r\n250 SIZE 9\r\n");
+        assert!(!session.starttls_so_far().is_offered);
     }
 
     #[test]
