@@ -356,6 +356,17 @@ fn a_child_gone_before_its_greeting_is_to_blame_and_not_a_client_that_has_said_a
 }
 
 #[test]
+fn where_the_client_ends_the_child_is_waited_for_and_at_the_gate_nobody() {
+    let now = Instant::now();
+    let mut session = at(Phase::Snoop, Way::Tls, now);
+    session.handle_client_eof(now);
+    assert!(session.end().is_none() && session.wants_child_eof());
+    let mut session = at(Phase::Gate, Way::Tls, now);
+    session.handle_client_eof(now);
+    assert_eq!(session.end(), Some(&EndReason::Client(ClientEnd::Gone)));
+}
+
+#[test]
 fn an_ehlo_reply_is_edited_whose_lines_are_many_and_each_is_short() {
     let now = Instant::now();
     let mut session = at(Phase::Snoop, Way::Tls, now);
