@@ -231,7 +231,9 @@ def run(ground, state, detail):
                 os.kill(each, signal.SIGCONT)
         if name == "STOP" and who == "server":
             threading.Thread(target=continue_behind, args=(one.process.pid, pid), daemon=True).start()
-        verdict = follow(one, GOES_ON.get(state) if who in ("waiting", "server") else None)
+        # A UCSPI-TLS server that awaits the client's hello hears of nobody that the program was killed.
+        is_unheard = who in ("waiting", "server") or ground.way.under and (who, name) == ("program", "KILL")
+        verdict = follow(one, GOES_ON.get(state) if is_unheard else None)
         one.wait()
         wait_for_end(one)
         return verdict
