@@ -20,7 +20,7 @@ use crate::sys::child::Child;
 use crate::sys::inherited;
 
 use super::listen::UCSPI_VARIABLES;
-use super::probe::{PROBERS, SECOND, probe_child};
+use super::probe::{NAMES, SECOND, probe_child};
 use super::worker::variables;
 
 /// More than the replies of any server.
@@ -58,16 +58,16 @@ pub(crate) fn check(learned: &Learned, probe: &Probe) -> Result<(), String> {
 
 /// One of the two probes.
 fn hear(probe: &Probe, number: usize) -> Result<(Heard, Prober<'static>), Fatal> {
-    let (prober, local) = (PROBERS[number], IpAddr::V4(Ipv4Addr::LOCALHOST));
-    let ends = [prober.address.unwrap_or(local), local].map(|address| SocketAddr::new(address, 25));
+    let (name, address) = NAMES[number];
+    let ends = [SocketAddr::from((address, 25)), SocketAddr::from((Ipv4Addr::LOCALHOST, 25))];
     let variables: Vec<(&str, String)> = variables(ends).collect();
     let without = [&OWN_VARIABLES[..], &UCSPI_VARIABLES, &crate::variables::NAMES].concat();
     let told = variables.iter().map(|(name, value)| (*name, value.as_str()));
     let child = Child::start_with(&probe.program, &probe.arguments, &without, told);
     let child = child.map_err(|error| Fatal::System("start PROG", error))?;
-    let heard = probe_child(child, prober, probe.timeouts);
+    let heard = probe_child(child, name, probe.timeouts);
     let heard = heard.map_err(|why| Fatal::System("learn what PROG says", io::Error::other(why)))?;
-    Ok((heard, prober))
+    Ok((heard, Prober { name, address: Some(IpAddr::V4(address)) }))
 }
 
 /// What this file says that PROG says.

@@ -28,19 +28,10 @@ use crate::sys::spawner::Spawner;
 
 use super::worker::variables;
 
-/// The two that every probe is one of: addresses of TEST-NET-1 and TEST-NET-2, literals of TEST-NET-3 (RFC 5737), names that nobody has
-/// (RFC 6761 6.4).
-pub(super) const PROBERS: [Name<'static>; 2] = [
-    Name {
-        name: "probe-one.starttls-wrapper.invalid",
-        literal: "[203.0.113.25]",
-        address: Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 25))),
-    },
-    Name {
-        name: "probe-two.starttls-wrapper.invalid",
-        literal: "[203.0.113.52]",
-        address: Some(IpAddr::V4(Ipv4Addr::new(198, 51, 100, 25))),
-    },
+/// The two that every probe is one of: TEST-NET-1 and TEST-NET-2 (RFC 5737), names that nobody has (RFC 6761 6.4).
+pub(super) const NAMES: [(&str, Ipv4Addr); 2] = [
+    ("probe-one.starttls-wrapper.invalid", Ipv4Addr::new(192, 0, 2, 25)),
+    ("probe-two.starttls-wrapper.invalid", Ipv4Addr::new(198, 51, 100, 25)),
 ];
 
 /// From the first probe to the second. More than the second that a clock in a greeting counts.
@@ -255,7 +246,7 @@ impl Prober {
 
     /// One probing session.
     fn probe(&mut self) -> Result<(Heard, Name<'static>), String> {
-        let prober = PROBERS[self.count % PROBERS.len()];
+        let (name, address) = NAMES[self.count % NAMES.len()];
         self.count += 1;
         let patience = self.times.dial;
         let heard = match &self.server {
@@ -266,20 +257,19 @@ impl Prober {
                     drop(answer(spawner, patience)?);
                     self.is_owed = false;
                 }
-                let client = SocketAddr::new(prober.address.unwrap_or(local.ip()), 25);
-                let asked = spawner.ask(variables([client, local]));
+                let asked = spawner.ask(variables([SocketAddr::from((address, 25)), local]));
                 asked.map_err(|error| format!("the spawner is lost: {error}"))?;
                 self.is_owed = true;
                 let child = answer(spawner, patience)?;
                 self.is_owed = false;
-                probe_child(child?, prober, self.times)?
+                probe_child(child?, name, self.times)?
             }
-            Server::Daemon(target) => probe_daemon(target, prober, self.times)?,
+            Server::Daemon(target) => probe_daemon(target, name, self.times)?,
         };
         // A daemon sees us, for every client.
-        let address = prober.address.filter(|_| matches!(self.server, Server::Started(..)));
+        let address = matches!(self.server, Server::Started(..)).then_some(IpAddr::V4(address));
         debug!("{} was probed", self.server.name());
-        Ok((heard, Name { address, ..prober }))
+        Ok((heard, Name { name, address }))
     }
 }
 
@@ -310,7 +300,7 @@ fn answer(spawner: &Spawner, patience: Duration) -> Result<Result<Child, String>
 }
 
 /// Probes a PROG that was started for it, and sees to its end.
-pub(super) fn probe_child(mut child: Child, prober: Name<'_>, times: Timeouts) -> Result<Heard, String> {
+pub(super) fn probe_child(mut child: Child, name: &str, times: Timeouts) -> Result<Heard, String> {
     let pipe = |end: Option<OwnedFd>| end.map(|end| End::pipe(end, Token(0))).transpose();
     let ends = || Ok::<_, io::Error>((pipe(child.stdout.take())?, pipe(child.stdin.take())?));
     let (from, to) = {
@@ -319,7 +309,7 @@ pub(super) fn probe_child(mut child: Child, prober: Name<'_>, times: Timeouts) -
     };
     let from = from.ok_or("it has no stdout")?;
     let mut talk = Talk::new(Backend::child(from, to));
-    let heard = hear(&mut talk, prober, times);
+    let heard = hear(&mut talk, name, times);
     talk.close();
     if let Ok(exit) = child.exit_event() {
         let _ = wait(&exit, PollFlags::IN, times.farewell);
@@ -329,7 +319,7 @@ pub(super) fn probe_child(mut child: Child, prober: Name<'_>, times: Timeouts) -
     heard
 }
 
-fn probe_daemon(target: &Target, prober: Name<'_>, times: Timeouts) -> Result<Heard, String> {
+fn probe_daemon(target: &Target, name: &str, times: Timeouts) -> Result<Heard, String> {
     let mut why = "it has no usable address".to_owned();
     for address in target.usable(target.literal().unwrap_or_default()) {
         let connected = target.begin(&address).and_then(|socket| {
@@ -339,7 +329,7 @@ fn probe_daemon(target: &Target, prober: Name<'_>, times: Timeouts) -> Result<He
         match connected {
             Ok(socket) => {
                 let mut talk = Talk::new(Backend::socket(End::socket(socket, Token(0))));
-                let heard = hear(&mut talk, prober, times);
+                let heard = hear(&mut talk, name, times);
                 talk.close();
                 return heard;
             }
@@ -349,18 +339,14 @@ fn probe_daemon(target: &Target, prober: Name<'_>, times: Timeouts) -> Result<He
     Err(why)
 }
 
-/// What it answers, command by command. One that takes no literal may go at it: it has been learned up to there.
-fn hear(talk: &mut Talk, prober: Name<'_>, times: Timeouts) -> Result<Heard, String> {
-    let (mut heard, mut may_go) = (Heard::default(), false);
+/// What it answers, command by command.
+fn hear(talk: &mut Talk, name: &str, times: Timeouts) -> Result<Heard, String> {
+    let mut heard = Heard::default();
     for asked in Asked::ALL {
-        let reply = match asked.line(prober) {
+        let reply = match asked.line(name) {
             None => talk.hear(times.greeting)?,
-            Some(line) => match talk.ask(&line, times.replay) {
-                Err(_) if may_go || asked == Asked::Literal => break,
-                answered => answered?,
-            },
+            Some(line) => talk.ask(&line, times.replay)?,
         };
-        may_go |= asked == Asked::Literal && reply.code.class() != b'2';
         heard.note(asked, reply.octets());
         if asked == Asked::Greeting && !reply.code.is(b"220") {
             break;

@@ -25,16 +25,13 @@ pub enum Asked {
     Noop,
     /// RSET alone.
     Rset,
-    /// EHLO with an address literal, as those say who know no name. Its own reply: not all take one.
-    Literal,
     /// QUIT alone.
     Quit,
 }
 
 impl Asked {
-    /// All, in the order of a probe: between two hellos with the name, by which the other replies may call it, the one with a literal.
-    pub const ALL: [Self; 7] =
-        [Self::Greeting, Self::Ehlo, Self::Noop, Self::Rset, Self::Literal, Self::Helo, Self::Quit];
+    /// All, in the order of a probe.
+    pub const ALL: [Self; 6] = [Self::Greeting, Self::Ehlo, Self::Noop, Self::Rset, Self::Helo, Self::Quit];
 
     /// The one that a client's command is, if it can be learned.
     pub(super) fn by(verb: Verb) -> Option<Self> {
@@ -48,18 +45,12 @@ impl Asked {
         }
     }
 
-    /// Whether it says who the client is.
-    pub(super) fn is_hello(self) -> bool {
-        matches!(self, Self::Ehlo | Self::Literal | Self::Helo)
-    }
-
-    /// What a probe says; `None`: it only listens.
+    /// What a probe that calls itself `name` says; `None`: it only listens.
     #[must_use]
-    pub fn line(self, prober: Prober<'_>) -> Option<String> {
+    pub fn line(self, name: &str) -> Option<String> {
         match self {
             Self::Greeting => None,
-            Self::Ehlo | Self::Helo => Some(format!("{} {}", self.word().to_uppercase(), prober.name)),
-            Self::Literal => Some(format!("EHLO {}", prober.literal)),
+            Self::Ehlo | Self::Helo => Some(format!("{} {name}", self.word().to_uppercase())),
             Self::Noop | Self::Rset | Self::Quit => Some(self.word().to_uppercase()),
         }
     }
@@ -72,7 +63,6 @@ impl Asked {
             Self::Helo => "helo",
             Self::Noop => "noop",
             Self::Rset => "rset",
-            Self::Literal => "literal",
             Self::Quit => "quit",
         }
     }
@@ -83,8 +73,6 @@ impl Asked {
 pub struct Prober<'a> {
     /// What it said in EHLO.
     pub name: &'a str,
-    /// And the second time: an address literal, of another address than its own, or nobody could tell what a reply means by it.
-    pub literal: &'a str,
     /// Where it came from, as far as the server was told.
     pub address: Option<IpAddr>,
 }
@@ -131,10 +119,7 @@ impl Learned {
                 (Asked::Greeting, Some(_)) => {
                     learned.0[asked as usize] = template(reply, Prober { name: "", ..prober });
                 }
-                (_, Some(code)) if code.class() == b'2' => {
-                    let name = if asked == Asked::Literal { prober.literal } else { prober.name };
-                    learned.0[asked as usize] = template(reply, Prober { name, ..prober });
-                }
+                (_, Some(code)) if code.class() == b'2' => learned.0[asked as usize] = template(reply, prober),
                 (_, Some(_) | None) => {}
             }
         }
@@ -331,16 +316,10 @@ fn is_whole(reply: &[u8], is_greeting: bool) -> bool {
 mod tests {
     use super::*;
 
-    const FIRST: Prober<'_> = Prober {
-        name: "probe-1.invalid",
-        literal: "[203.0.113.1]",
-        address: Some(IpAddr::V4(core::net::Ipv4Addr::new(192, 0, 2, 25))),
-    };
-    const SECOND: Prober<'_> = Prober {
-        name: "probe-2.invalid",
-        literal: "[203.0.113.2]",
-        address: Some(IpAddr::V4(core::net::Ipv4Addr::new(198, 51, 100, 7))),
-    };
+    const FIRST: Prober<'_> =
+        Prober { name: "probe-1.invalid", address: Some(IpAddr::V4(core::net::Ipv4Addr::new(192, 0, 2, 25))) };
+    const SECOND: Prober<'_> =
+        Prober { name: "probe-2.invalid", address: Some(IpAddr::V4(core::net::Ipv4Addr::new(198, 51, 100, 7))) };
 
     fn heard(replies: &[(Asked, &str)]) -> Heard {
         let mut heard = Heard::default();
@@ -351,11 +330,9 @@ mod tests {
     fn exim(prober: Prober<'_>, greeting: &str) -> Heard {
         let address = prober.address.unwrap();
         let ehlo = format!("250-mx Hello {} [{address}]\n250-SIZE 5\r\n250 HELP 100% \u{fc}\r\n", prober.name);
-        let literal = format!("250 mx Hello {} [{address}]\r\n", prober.literal);
         heard(&[
             (Asked::Greeting, greeting),
             (Asked::Ehlo, &ehlo),
-            (Asked::Literal, &literal),
             (Asked::Noop, "250 OK\r\n"),
             (Asked::Quit, "221 mx\r\n"),
         ])
@@ -374,9 +351,6 @@ mod tests {
             said(&learned, Asked::Ehlo),
             "250-mx Hello c [2001:db8::1]\r\n250-SIZE 5\r\n250 HELP 100% \u{fc}\r\n"
         );
-        let mut out = Vec::new();
-        learned.say(Asked::Literal, b"[192.0.2.1]", Some("192.0.2.1".parse().unwrap()), &mut out);
-        assert_eq!(out, b"250 mx Hello [192.0.2.1] [192.0.2.1]\r\n");
         assert!(learned.names_address() && learned.knows(Asked::Noop) && !learned.knows(Asked::Rset));
         assert_eq!(learned.agrees(&exim(SECOND, "220 mx\r\n"), SECOND), Ok(()));
     }

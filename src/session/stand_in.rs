@@ -1,11 +1,11 @@
 //! The stand-in: says what was learned of a plaintext server that is put off until it is needed.
 //!
-//! It knows the greeting, EHLO and HELO with a name, EHLO with the literal of an IPv4 address, and NOOP, RSET and QUIT alone (where the reply names the client, only behind a hello);
+//! It knows the greeting, EHLO and HELO with a name, and NOOP, RSET and QUIT alone (where the reply names the client, only behind a hello);
 //! of these only the hello leaves a trace in a server (RFC 5321 4.1.4, 4.1.1.5, 4.1.1.9), so that is what the server is told when it
 //! comes. Whatever else a client says is the server's own to answer: it is summoned, and judges the same line itself. What it then says
 //! to greeting and hello must be of the class that was learned; else the client has been told what is not so, and hears 421.
 
-use core::net::{IpAddr, Ipv4Addr};
+use core::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -49,21 +49,18 @@ impl StandIn {
     /// What this line is, where the answer to it is known.
     fn knows(&self, verb: Verb, line: &[u8]) -> Option<Asked> {
         let argument = command::argument(line);
-        let asked = match Asked::by(verb)? {
-            Asked::Ehlo if is_literal(argument) => Asked::Literal,
-            asked if asked.is_hello() => Some(asked).filter(|_| is_name(argument))?,
-            asked => Some(asked).filter(|_| argument.is_empty())?,
+        let is_plain = match verb {
+            Verb::Ehlo | Verb::Helo => is_name(argument),
+            _ => argument.is_empty(),
         };
-        if !self.learned.knows(asked) {
-            return None;
-        }
-        let is_nameless = !asked.is_hello() && self.hello.is_none();
+        let asked = Asked::by(verb).filter(|asked| is_plain && self.learned.knows(*asked))?;
+        let is_nameless = asked != Asked::Ehlo && asked != Asked::Helo && self.hello.is_none();
         (!is_nameless || !self.learned.names_client(asked)).then_some(asked)
     }
 
     /// What the client calls itself, in this line or in its last hello.
     fn name<'a>(&'a self, asked: Asked, line: &'a [u8]) -> &'a [u8] {
-        let hello = if asked.is_hello() { Some(line) } else { self.hello.as_deref() };
+        let hello = if matches!(asked, Asked::Ehlo | Asked::Helo) { Some(line) } else { self.hello.as_deref() };
         hello.map(command::argument).unwrap_or_default()
     }
 
@@ -72,14 +69,7 @@ impl StandIn {
     }
 }
 
-/// An address literal of IPv4 (RFC 5321 4.1.3), in the one spelling that the probe has tried. One of IPv6 is another matter for a server.
-fn is_literal(argument: &[u8]) -> bool {
-    let inside = argument.strip_prefix(b"[").and_then(|rest| rest.strip_suffix(b"]"));
-    let text = inside.and_then(|inside| core::str::from_utf8(inside).ok());
-    text.is_some_and(|text| text.parse::<Ipv4Addr>().is_ok())
-}
-
-/// A domain name, as far as every server takes it for one. What else may stand there (an underscore), not all take.
+/// A domain name, as far as every server takes it for one. What else may stand there (a literal, an underscore), not all take.
 fn is_name(argument: &[u8]) -> bool {
     let is_label = |label: &[u8]| {
         let is_inside = |octet: &u8| octet.is_ascii_alphanumeric() || *octet == b'-';
@@ -121,7 +111,7 @@ impl Session {
         self.transcript.answered(number, b'2');
         let out = self.to_client.as_mut_vec();
         let mut offers = false;
-        if matches!(asked, Asked::Ehlo | Asked::Literal) {
+        if asked == Asked::Ehlo {
             let mut reply = Vec::new();
             stand_in.learned.say(asked, stand_in.name(asked, line), stand_in.address, &mut reply);
             let is_edited = ehlo::is_all_250(&reply);
@@ -132,7 +122,7 @@ impl Session {
         } else {
             stand_in.learned.say(asked, stand_in.name(asked, line), stand_in.address, out);
         }
-        if asked.is_hello() {
+        if matches!(asked, Asked::Ehlo | Asked::Helo) {
             stand_in.hello = Some([line, b"\r\n"].concat());
         }
         self.dialogue.lines.consume();
@@ -187,10 +177,9 @@ mod tests {
     use crate::session::{ClientEnd, Policy, Way, limits};
     use crate::smtp::reply::Ours;
 
-    const SERVER: [(Asked, &[u8]); 7] = [
+    const SERVER: [(Asked, &[u8]); 6] = [
         (Asked::Greeting, b"220 mx\r\n"),
         (Asked::Ehlo, b"250-mx hello p.invalid\r\n250 SIZE 9\r\n"),
-        (Asked::Literal, b"250-mx hello [192.0.2.25]\r\n250 SIZE 9\r\n"),
         (Asked::Helo, b"250 mx\r\n"),
         (Asked::Noop, b"250 ok\r\n"),
         (Asked::Rset, b"250 flushed\r\n"),
@@ -200,8 +189,7 @@ mod tests {
     fn session(policy: Policy, now: Instant) -> Session {
         let mut heard = Heard::default();
         SERVER.iter().for_each(|(asked, reply)| heard.note(*asked, reply));
-        let learned =
-            Learned::from_probe(&heard, Prober { name: "p.invalid", literal: "[192.0.2.25]", address: None }).unwrap();
+        let learned = Learned::from_probe(&heard, Prober { name: "p.invalid", address: None }).unwrap();
         Session::lazily(Arc::new(policy), StandIn::new(Arc::new(learned), None).unwrap(), now)
     }
 
@@ -229,12 +217,9 @@ mod tests {
 
     #[test]
     fn what_is_not_learned_is_the_servers_which_is_told_the_last_hello_first() {
-        let odd: [&[u8]; 13] = [
+        let odd: [&[u8]; 10] = [
             b"MAIL FROM:<a@b>\r\n",
-            b"EHLO [IPv6:2001:db8::1]\r\n",
-            b"EHLO [192.0.2]\r\n",
-            b"EHLO 192.0.2.1]\r\n",
-            b"HELO [192.0.2.1]\r\n",
+            b"EHLO [192.0.2.1]\r\n",
             b"EHLO a_b\r\n",
             b"EHLO\r\n",
             b"HELO a b\r\n",
@@ -259,24 +244,6 @@ mod tests {
             assert_eq!(session.to_child.as_slice(), line);
             assert!(session.to_client.is_empty(), "what it said to us is not for the client");
         }
-    }
-
-    #[test]
-    fn a_literal_is_answered_as_one_and_only_where_one_was_taken() {
-        let reply = b"220 mx\r\n250-mx hello [192.0.2.1]\r\n250-STARTTLS\r\n250 SIZE 9\r\n";
-        let now = Instant::now();
-        let mut session = session(Policy::default(), now);
-        says(&mut session, b"ehlo [192.0.2.1]\r\n", reply);
-        says(&mut session, b"MAIL FROM:<>\r\n", b"");
-        session.handle_summoned(now);
-        session.handle_child(b"220 mx\r\n", now);
-        assert_eq!(session.to_child.as_slice(), b"ehlo [192.0.2.1]\r\n");
-
-        let learned = Arc::new(Learned::parse("greeting 220 mx\nehlo 250 mx\n").unwrap());
-        let mut session =
-            Session::lazily(Arc::new(Policy::default()), StandIn::new(learned, None).unwrap(), Instant::now());
-        says(&mut session, b"EHLO [192.0.2.1]\r\n", b"220 mx\r\n");
-        assert_eq!(session.phase(), Phase::Summon);
     }
 
     #[test]

@@ -47,11 +47,10 @@ impl Server {
     /// What is learned of it by two probes.
     pub(crate) fn learn(style: u8) -> Learned {
         let [first, second] = [("one.invalid", 1), ("two.invalid", 2)].map(|(name, number)| {
-            let literal = format!("[203.0.113.{number}]");
-            let prober = Prober { name, literal: literal.leak(), address: Some(IpAddr::from([192, 0, 2, number])) };
+            let prober = Prober { name, address: Some(IpAddr::from([192, 0, 2, number])) };
             let (mut server, mut heard) = (Self::learnable(style, IpAddr::from([192, 0, 2, number])), Heard::default());
             for asked in Asked::ALL {
-                let line = asked.line(prober).map(|line| line + "\r\n").unwrap_or_default();
+                let line = asked.line(name).map(|line| line + "\r\n").unwrap_or_default();
                 heard.note(asked, server.hear(line.as_bytes()).as_bytes());
             }
             (heard, prober)

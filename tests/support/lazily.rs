@@ -82,17 +82,13 @@ impl Script {
     }
 }
 
-/// Whether the answer to this line can be learned: EHLO and HELO with a name, EHLO with a literal, and three commands alone.
+/// Whether the answer to this line can be learned: EHLO and HELO with a name, and three commands alone.
 fn is_learnable(line: &[u8]) -> bool {
     let text = String::from_utf8_lossy(line);
     let Some(text) = text.strip_suffix("\r\n") else { return false };
     match text.split_once(' ') {
         None => ["NOOP", "RSET", "QUIT"].iter().any(|known| text.eq_ignore_ascii_case(known)),
         Some((word, name)) => {
-            let is_literal = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-            if is_literal.is_some_and(|inside| inside.parse::<std::net::Ipv4Addr>().is_ok()) {
-                return word.eq_ignore_ascii_case("EHLO");
-            }
             let is_name =
                 name.split('.').all(|label| !label.is_empty() && label.bytes().all(|o| o.is_ascii_alphanumeric()));
             is_name && ["EHLO", "HELO"].iter().any(|known| word.eq_ignore_ascii_case(known))

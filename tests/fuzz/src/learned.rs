@@ -19,7 +19,6 @@ const PROBER: &str = "p.invalid";
 const PROBED: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 25)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x25))];
 const CLIENT: &str = "c.example";
-const LITERALS: [&str; 2] = ["[198.51.100.25]", "[203.0.113.52]"];
 const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9));
 /// STARTTLS is not offered: what is said is what was heard.
 const UNCHANGED: Edit = Edit { offer_starttls: false, hide_auth: false };
@@ -30,8 +29,7 @@ pub fn run(octets: &[u8]) {
         read(text);
     }
     let Some((&family, said)) = octets.split_first() else { return };
-    let prober = Prober { name: PROBER, literal: LITERALS[0], address: Some(PROBED[usize::from(family & 1)]) };
-    let client = Prober { name: CLIENT, literal: LITERALS[1], address: Some(ADDRESS) };
+    let prober = Prober { name: PROBER, address: Some(PROBED[usize::from(family & 1)]) };
     let mut heard = Heard::default();
     let mut replies: Vec<(Asked, Vec<u8>)> = Vec::new();
     // A probe takes whole replies and nothing else.
@@ -49,16 +47,11 @@ pub fn run(octets: &[u8]) {
     assert_eq!(learned.agrees(&heard, prober), Ok(()));
     assert_eq!(Learned::parse(&learned.to_string()).as_ref(), Ok(&learned), "as text:\n{learned}");
     let learned = Arc::new(learned);
-    for who in [prober, client] {
-        let (name, address) = (who.name, who.address);
+    for (name, address) in [(PROBER, prober.address), (CLIENT, Some(ADDRESS))] {
         let as_heard = |asked: Asked, reply: &[u8]| {
-            let (from, to) = match asked {
-                // Nobody has said a name before the greeting.
-                Asked::Greeting => (PROBER, PROBER),
-                Asked::Literal => (prober.literal, who.literal),
-                _ => (PROBER, name),
-            };
-            let named = replace(reply, from.as_bytes(), to.as_bytes());
+            // Nobody has said a name before the greeting.
+            let said = if asked == Asked::Greeting { PROBER } else { name };
+            let named = replace(reply, PROBER.as_bytes(), said.as_bytes());
             let from = prober.address.map(|known| known.to_string()).unwrap_or_default();
             replace(&named, from.as_bytes(), address.map(|known| known.to_string()).unwrap_or_default().as_bytes())
         };
@@ -71,10 +64,10 @@ pub fn run(octets: &[u8]) {
                 continue;
             }
             session.to_client.clear();
-            if knows_ehlo && !matches!(asked, Asked::Ehlo | Asked::Literal | Asked::Helo) {
-                tell(&mut session, Asked::Ehlo, who);
+            if knows_ehlo && !matches!(asked, Asked::Ehlo | Asked::Helo) {
+                tell(&mut session, Asked::Ehlo, name);
             }
-            let said = tell(&mut session, *asked, who);
+            let said = tell(&mut session, *asked, name);
             if session.phase() == Phase::Summon {
                 // It names a client that has not said who it is.
                 assert!(
@@ -86,7 +79,7 @@ pub fn run(octets: &[u8]) {
             }
             let mut expected = Vec::new();
             match asked {
-                Asked::Ehlo | Asked::Literal => edit(&as_heard(*asked, reply), UNCHANGED, &mut expected),
+                Asked::Ehlo => edit(&as_heard(*asked, reply), UNCHANGED, &mut expected),
                 _ => expected = as_heard(*asked, reply),
             }
             assert_eq!(shown(&said), shown(&expected), "{asked:?} of {name}");
@@ -105,8 +98,7 @@ fn read(text: &str) {
     assert!(is_one(&greeting) && last(&greeting).starts_with(b"220"), "\"{}\"", shown(&greeting));
     session.to_client.clear();
     for asked in Asked::ALL.into_iter().filter(|asked| *asked != Asked::Greeting) {
-        let client = Prober { name: CLIENT, literal: LITERALS[1], address: Some(ADDRESS) };
-        let said = tell(&mut session, asked, client);
+        let said = tell(&mut session, asked, CLIENT);
         if !matches!(session.phase(), Phase::Snoop | Phase::Close) {
             return;
         }
@@ -121,8 +113,8 @@ fn begin(learned: &Arc<Learned>, address: Option<IpAddr>) -> Session {
 }
 
 /// What the client hears of this command.
-fn tell(session: &mut Session, asked: Asked, who: Prober<'_>) -> Vec<u8> {
-    let line = asked.line(who).unwrap_or_default() + "\r\n";
+fn tell(session: &mut Session, asked: Asked, name: &str) -> Vec<u8> {
+    let line = asked.line(name).unwrap_or_default() + "\r\n";
     session.handle_client(line.as_bytes(), Instant::now());
     assert!(session.to_child.is_empty() && session.to_backend.is_empty());
     let said = session.to_client.as_slice().to_vec();
