@@ -90,8 +90,9 @@ impl Pump {
         let start = self.moved;
         while self.moved - start < BUDGET {
             let run = match self.mode {
-                RelayMode::Splice => self.splice(source, sink),
-                RelayMode::Copy => self.copy(source, sink),
+                RelayMode::Copy if !self.through.holds() => self.copy(source, sink),
+                // What is in the pipe came before what would be copied.
+                RelayMode::Splice | RelayMode::Copy => self.splice(source, sink),
             };
             if let Some(ended) = run {
                 return ended;

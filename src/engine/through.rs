@@ -19,8 +19,8 @@ use crate::sys::splice::{self, Spliced};
 
 use super::pump::{BULK, Run};
 
-/// Empty pipes that a thread keeps.
-const KEPT: usize = 16;
+/// Empty pipes that a thread keeps: it drives one connection at a time, which has two directions.
+pub const SPARE_PIPES: usize = 4;
 
 thread_local! {
     static SPARES: RefCell<Vec<Pipe>> = const { RefCell::new(Vec::new()) };
@@ -46,7 +46,7 @@ impl Pipe {
     /// Nothing is in it.
     fn give_back(self) {
         SPARES.with_borrow_mut(|spares| {
-            if spares.len() < KEPT {
+            if spares.len() < SPARE_PIPES {
                 spares.push(self);
             }
         });
@@ -59,10 +59,16 @@ pub(super) struct Through {
     /// The pipe, and how much is in it, which is not nothing.
     held: Option<(Pipe, usize)>,
     has_ended: bool,
+    /// What is held was all that there was, and leaves at once.
     is_drained: bool,
 }
 
 impl Through {
+    /// Whether octets are on the way.
+    pub(super) fn holds(&self) -> bool {
+        self.held.is_some()
+    }
+
     /// One turn: what is held leaves, or more is taken. `None`: there may be more to do.
     ///
     /// # Errors
@@ -82,6 +88,7 @@ impl Through {
             Ok(Spliced::Moved(count)) => {
                 *moved += count as u64;
                 if count < held {
+                    self.is_drained = false;
                     self.held = Some((pipe, held - count));
                     return None;
                 }
@@ -90,6 +97,8 @@ impl Through {
                 self.is_drained.then_some(Run::Wait)
             }
             Ok(Spliced::WouldBlock) => {
+                // By the time it leaves more may have come, whose edge finds the sink full.
+                self.is_drained = false;
                 self.held = Some((pipe, held));
                 Some(Run::Wait)
             }
@@ -129,6 +138,8 @@ mod tests {
 
     use super::*;
     use crate::engine::CLIENT_IN;
+    use crate::engine::pump::Pump;
+    use crate::session::policy::RelayMode;
 
     fn spares() -> usize {
         SPARES.with_borrow(Vec::len)
@@ -213,5 +224,53 @@ mod tests {
         }
         drop(through);
         assert_eq!(spares(), 1);
+    }
+
+    /// A source and a sink that takes nothing more, with both peers, and what the sink's has to read first.
+    fn dammed() -> (TcpStream, End, TcpStream, End, Vec<u8>) {
+        let (client, source) = connection();
+        let (server, mut sink) = connection();
+        let mut before = 0;
+        while let Some(count) = sink.write(&[b'-'; 64 * 1024]).unwrap() {
+            before += count;
+        }
+        (client, source, server, sink, vec![0; before])
+    }
+
+    #[test]
+    fn what_came_while_the_sink_was_full_needs_no_event_of_its_own() {
+        let (mut client, mut source, mut server, mut sink, mut before) = dammed();
+        let mut through = Through::default();
+        client.write_all(&[b'1'; 1000]).unwrap();
+        assert!(matches!(pump(&mut through, &mut source, &mut sink), Run::Wait));
+        assert!(through.holds());
+        client.write_all(&[b'2'; 1000]).unwrap();
+        // Its edge finds no room.
+        pump(&mut through, &mut source, &mut sink);
+        server.read_exact(&mut before).unwrap();
+        // And the sink's is the last one.
+        pump(&mut through, &mut source, &mut sink);
+        server.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+        let mut got = [0; 2000];
+        server.read_exact(&mut got).unwrap();
+        assert_eq!(got, *[[b'1'; 1000], [b'2'; 1000]].concat());
+    }
+
+    #[test]
+    fn what_is_held_leaves_before_what_is_copied_behind_an_urgent_mark() {
+        let (mut client, mut source, mut server, mut sink, mut before) = dammed();
+        let mut pump = Pump::new(RelayMode::Splice);
+        client.write_all(&[b'1'; 1000]).unwrap();
+        assert!(matches!(pump.run(&mut source, &mut sink), Run::Wait));
+        (source.urgent, source.readable) = (true, true);
+        client.write_all(&[b'2'; 1000]).unwrap();
+        assert!(matches!(pump.run(&mut source, &mut sink), Run::Wait));
+        server.read_exact(&mut before).unwrap();
+        sink.writable = true;
+        assert!(matches!(pump.run(&mut source, &mut sink), Run::Wait));
+        server.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+        let mut got = [0; 2000];
+        server.read_exact(&mut got).unwrap();
+        assert_eq!(got, *[[b'1'; 1000], [b'2'; 1000]].concat());
     }
 }
