@@ -234,7 +234,9 @@ fn calls(needs: &Needs) -> Vec<(libc::c_long, Rule)> {
         // What it is asked stands in memory, out of a filter's sight; glibc then takes clone.
         all(&[libc::SYS_clone3], &Rule::Refuse(libc::ENOSYS));
     } else {
-        all(&[libc::SYS_sendto], &one_of(3, &[LAST_WORDS]));
+        // To nobody but the other end: an address would be beyond Landlock's sight.
+        let last_words = vec![test(3, u32::MAX, &[LAST_WORDS]), test(5, u32::MAX, &[0])];
+        all(&[libc::SYS_sendto], &Rule::If(last_words, Otherwise::Refuse));
         all(&[libc::SYS_clone, libc::SYS_clone3], &Rule::Kill);
     }
     calls

@@ -83,6 +83,12 @@ fn everything_else_is_refused_or_needed() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    for host in ["127.0.0.1", "keep", "listener"] {
+        let refused = "Operation not permitted (os error 1)\n".to_owned();
+        assert_eq!(intrude(host, port, "", "tell", "/dev/log"), Ok(refused), "{host}: a last word to somebody else");
+        let passed = "Socket operation on non-socket (os error 88)\n".to_owned();
+        assert_eq!(intrude(host, port, "", "say", ""), Ok(passed), "{host}: a last word");
+    }
     assert_eq!(intrude("mx.example", port, "", "thread", ""), Ok("done\n".to_owned()), "the resolver's");
 }
 

@@ -6,6 +6,7 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
+use rustix::net::{SendFlags, SocketAddrUnix, send, sendto};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use starttls_wrapper::sys::dial::{Place, Target};
 use starttls_wrapper::sys::privileges;
@@ -47,6 +48,10 @@ fn attempt(deed: &str, object: &str) -> Result<(), Box<dyn Error>> {
         "list" => drop(std::fs::read_dir(object)?),
         "connect" => drop(TcpStream::connect(("127.0.0.1", object.parse()?))?),
         "unix" => drop(UnixStream::connect(object)?),
+        "say" => drop(send(std::io::stdin(), b"", SendFlags::MORE | SendFlags::NOSIGNAL)?),
+        "tell" => {
+            drop(sendto(std::io::stdin(), b"", SendFlags::MORE | SendFlags::NOSIGNAL, &SocketAddrUnix::new(object)?)?)
+        }
         "listen" => drop(TcpListener::bind("127.0.0.1:0")?),
         "udp" => drop(UdpSocket::bind("127.0.0.1:0")?),
         "thread" => std::thread::spawn(|| ()).join().map_err(|_| "it panicked")?,
