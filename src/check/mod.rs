@@ -106,9 +106,10 @@ fn check_host(
 /// Takes on TLS_UID and TLS_GID.
 fn become_less(config: &Config, table: &mut Table) {
     let who = |id: Option<u32>, name: &str| id.map(|id| format!("{name}={id}"));
-    let ids: Vec<String> = [who(config.uid, "TLS_UID"), who(config.gid, "TLS_GID")].into_iter().flatten().collect();
+    let (uid, gid) = ucspi::ids(config);
+    let ids: Vec<String> = [who(uid, "TLS_UID"), who(gid, "TLS_GID")].into_iter().flatten().collect();
     let before = rustix::process::geteuid().as_raw();
-    match privileges::become_user(config.uid, config.gid).and_then(|()| privileges::harden()) {
+    match privileges::become_user(uid, gid).and_then(|()| privileges::harden()) {
         Ok(()) if ids.is_empty() => {}
         Ok(()) => table.ok("ids", &format!("PROG ran and the key was read as uid {before}; then {}", ids.join(", "))),
         Err(error) => table.problem(

@@ -66,9 +66,7 @@ pub fn serve(config: Config) -> Result<u8, Fatal> {
     // Where STARTTLS is not offered, nobody is dialled.
     let offers_tls = identity.is_some() || !config.policy.way.ends_tls();
     let (target, peer) = if offers_tls { (target(&config), peer(&config)) } else { (None, None) };
-    // A UCSPI-TLS server has them for itself, and who starts us behind it may have dropped to another user already.
-    let are_ours = !config.policy.way.is_ucspi_tls() || rustix::process::geteuid().is_root();
-    let (uid, gid) = if are_ours { (config.uid, config.gid) } else { (None, None) };
+    let (uid, gid) = ids(&config);
     let dropped = privileges::become_user(uid, gid).and_then(|()| privileges::harden());
     let told = tls_server.iter().filter_map(|server| server.pid);
     let children = front.pid().into_iter().chain(holder.iter().map(Holder::pid)).chain(told).collect();
@@ -187,6 +185,13 @@ fn tls_server(config: &Config) -> Result<Option<TlsServer>, Fatal> {
 
 fn not_started(config: &Config, error: io::Error) -> EndReason {
     EndReason::Child(ChildEnd::NotStarted(format!("{}: {error}", config.program.to_string_lossy())))
+}
+
+/// TLS_UID and TLS_GID, where they are for us. A UCSPI-TLS server has them for itself, and who starts us behind it may have dropped to
+/// another user already.
+pub(crate) fn ids(config: &Config) -> (Option<u32>, Option<u32>) {
+    let are_ours = !config.policy.way.is_ucspi_tls() || rustix::process::geteuid().is_root();
+    if are_ours { (config.uid, config.gid) } else { (None, None) }
 }
 
 /// Says what is risky about what was asked for.
