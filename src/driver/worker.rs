@@ -438,8 +438,9 @@ impl Worker {
         match self.house.stage.load(Ordering::Acquire) {
             stage if stage == Stage::End as u8 => self.end(),
             stage if stage == Stage::Drain as u8 && self.promised.is_none() => {
-                // A queue of our own would be reset with its socket: who waits in it is served. A shared one is served by others.
-                self.close(|ear| ear.listening.is_shared);
+                // A queue of our own would be reset with its socket: who waits in it is served. So is who waits in a shared one now, because
+                // the kernel has woken us for them and nobody else; who comes later wakes others.
+                self.leave_shared();
                 self.promised = Some(self.ears.len() * listener::BACKLOG as usize);
                 self.ears.iter_mut().for_each(|ear| ear.is_ready = true);
             }
@@ -449,9 +450,23 @@ impl Worker {
 
     fn end(&mut self) {
         if !core::mem::replace(&mut self.is_ending, true) {
-            self.close(|_| true);
+            self.leave_shared();
+            let now = Instant::now();
+            for ear in core::mem::take(&mut self.ears).iter().filter(|ear| ear.listening.is_shared) {
+                // Nobody else was woken for them.
+                for client in core::iter::from_fn(|| listener::accept(&ear.listening.socket).ok()?).take(AT_ONCE) {
+                    self.turn_away(&client, Ours::SHUTTING_DOWN, "the listener ends", now);
+                }
+            }
             self.lobby.close();
-            self.crowd.terminate(Instant::now());
+            self.crowd.terminate(now);
+        }
+    }
+
+    /// No connection of a shared socket wakes us any more.
+    fn leave_shared(&self) {
+        for ear in self.ears.iter().filter(|ear| ear.listening.is_shared) {
+            let _ = self.poll.registry().deregister(&mut SourceFd(&ear.listening.socket.as_raw_fd()));
         }
     }
 
