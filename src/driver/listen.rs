@@ -48,11 +48,12 @@ pub(super) const UCSPI_VARIABLES: [&str; 3] = ["TCPREMOTEHOST", "TCPREMOTEINFO",
 /// Descriptors that are no session's: log, the opener, signals, a probe, those who ask for metrics, with room to spare.
 const OUR_OWN: u64 = 100;
 
-/// And of a loop, without its listening sockets: what it waits by, the two ends of its stop, the spawner, the word for its end, and one
-/// to accept who is turned away.
-const OF_A_LOOP: u64 = 6;
+/// And of a loop, without its listening sockets: what it waits by, the two ends of its stop, the spawner, the word for its end, one
+/// to accept who is turned away, and its spare pipes.
+const OF_A_LOOP: u64 = 6 + 2 * crate::engine::SPARE_PIPES as u64;
 
-/// Descriptors of a session at most: client, HOST twice, PROG's pipes and leash, and a name's resolver.
+/// Descriptors of a session at most: client, HOST twice, PROG's pipes and leash, and a name's resolver. A relay that has no descriptors
+/// left for a pipe copies.
 const EACH: u64 = 9;
 
 /// Serves until SIGTERM or SIGINT. Returns the exit code.
@@ -311,7 +312,7 @@ mod tests {
     #[test]
     fn descriptors_of_loops_and_their_sockets_are_none_of_a_sessions() {
         let of = |loops, sockets| fitting(1024, loops, sockets);
-        assert_eq!([of(1, 1), of(2, 3), of(64, 4)], [101, 100, 31]);
+        assert_eq!([of(1, 1), of(2, 3), of(32, 4)], [101, 98, 38]);
         assert_eq!([of(1024, 64), of(usize::MAX, 1)], [1, 1], "one at least");
     }
 }

@@ -79,7 +79,8 @@ impl Conn {
             }
             is_flushed = client.is_deaf || (is_flushed && !leg.wants_write());
         }
-        // Who has said QUIT has nothing more to send (RFC 5321 4.1.1.10), and what it has sent is read: no reset can eat its reply.
+        // Who has said QUIT has nothing more to say (RFC 2920 3.1: it is the last of a group), and what it has sent is read: only one that
+        // goes on all the same can be reset.
         let is_parted = client.leg.is_none() && self.session.is_parted() && client.ends.is_drained();
         if (client.is_over || is_parted) && is_flushed || linger.poll(&mut client.ends, is_flushed, now) {
             if !is_flushed {

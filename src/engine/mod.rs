@@ -41,6 +41,7 @@ pub use handover::{Peer, Secrets, Setups};
 pub use labels::{REASONS, state};
 pub use summon::{Front, Source};
 pub use tell::tell;
+pub use through::SPARE_PIPES;
 pub use tokens::{CLIENT_IN, CLIENT_OUT, SIGNALS, TLS_SERVER};
 pub use ucspi_tls::TlsServer;
 
