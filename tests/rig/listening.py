@@ -29,7 +29,7 @@ NOT_OURS = {"execve", "close", "getrandom", "exit_group", "exit", "arch_prctl", 
 # What can't fail so, and what libraries don't expect to: wake-ups, which are lost where strace does not carry them out; the mask of signals; limits read.
 NOT_OURS |= {"futex", "rt_sigprocmask", "prlimit64"}
 # A thread wakes another by an eventfd, which takes every write; and nobody says EAGAIN where there is something: it would be told once.
-LOST = r"(write\(\d+<anon_inode:\[eventfd\]>|(read|recvmsg|accept4)\(\d+<[^>]*(socket|TCP|UNIX).*EAGAIN).*INJECTED"
+LOST = r"(write\(\d+<anon_inode:\[eventfd\]>|(read|recvmsg|accept4)\(\d+<[^>]*(socket|TCP|UNIX|pipe).*EAGAIN).*INJECTED"
 # It was a client's own connection that broke.
 OF_A_CLIENT = r"\w+\((\d+<[^>]*>, NULL, )?\d+<TCP.*INJECTED"
 ENDS = {0, 111}  # told to, or the system refused something
