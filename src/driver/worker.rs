@@ -1,5 +1,5 @@
-//! One loop of a listener: accepts, has a PROG started for each client, and drives their sessions. It shares nothing with the others
-//! but the places that sessions take.
+//! One loop of a listener: accepts, has a PROG started for each client, and drives their sessions. It shares with the others
+//! the places that sessions take, and what a session begins by: the TLS set-up and what was learned of the plaintext server.
 //!
 //! A client's session begins at once, and says when it wants its plaintext server. Who can't be served hears 421, for the
 //! price of an accept and a write.

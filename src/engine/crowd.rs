@@ -1,9 +1,10 @@
 //! Many connections on one loop, each driven by itself: who is to be driven, and when.
 //!
 //! Contract: after every wait of the loop, [`Crowd::note`] for each event, then [`Crowd::drive`] once; it says how long the loop may
-//! wait. Who wants a PROG is then in the queue of [`Crowd::next_asking`], to be answered by [`Crowd::hand_over`]. A connection that panics, whatever is done with it, is ended alone, which is logged as the bug
-//! it is ([`Crowd::touch`]): the others never notice. What is silent costs
-//! nothing: a deadline that moves away (each command moves one) is not moved here before it is the first of all, and wakes nobody.
+//! wait. Who wants a PROG is then in the queue of [`Crowd::next_asking`], to be answered by [`Crowd::hand_over`]. A connection that
+//! panics, whatever is done with it, is ended alone, which is logged as the bug it is ([`Crowd::touch`]): the others never notice. What is
+//! silent costs nothing: a deadline that moves away (each command moves one) is not moved here before it is the first of all, and wakes
+//! nobody.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
