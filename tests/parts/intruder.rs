@@ -40,6 +40,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// What the program's last reply leaves with.
+const LAST_WORDS: SendFlags = SendFlags::MORE.union(SendFlags::NOSIGNAL);
+
 fn attempt(deed: &str, object: &str) -> Result<(), Box<dyn Error>> {
     match deed {
         "nothing" => {}
@@ -48,10 +51,8 @@ fn attempt(deed: &str, object: &str) -> Result<(), Box<dyn Error>> {
         "list" => drop(std::fs::read_dir(object)?),
         "connect" => drop(TcpStream::connect(("127.0.0.1", object.parse()?))?),
         "unix" => drop(UnixStream::connect(object)?),
-        "say" => drop(send(std::io::stdin(), b"", SendFlags::MORE | SendFlags::NOSIGNAL)?),
-        "tell" => {
-            drop(sendto(std::io::stdin(), b"", SendFlags::MORE | SendFlags::NOSIGNAL, &SocketAddrUnix::new(object)?)?)
-        }
+        "say" => assert_eq!(send(std::io::stdin(), b"", LAST_WORDS)?, 0),
+        "tell" => assert_eq!(sendto(std::io::stdin(), b"", LAST_WORDS, &SocketAddrUnix::new(object)?)?, 0),
         "listen" => drop(TcpListener::bind("127.0.0.1:0")?),
         "udp" => drop(UdpSocket::bind("127.0.0.1:0")?),
         "thread" => std::thread::spawn(|| ()).join().map_err(|_| "it panicked")?,
