@@ -86,8 +86,9 @@ fn everything_else_is_refused_or_needed() {
     for host in ["127.0.0.1", "keep", "listener"] {
         let refused = "Operation not permitted (os error 1)\n".to_owned();
         assert_eq!(intrude(host, port, "", "tell", "/dev/log"), Ok(refused), "{host}: a last word to somebody else");
-        let passed = "Socket operation on non-socket (os error 88)\n".to_owned();
-        assert_eq!(intrude(host, port, "", "say", ""), Ok(passed), "{host}: a last word");
+        // No socket: the C libraries have words of their own for it.
+        let passed = intrude(host, port, "", "say", "").unwrap();
+        assert!(passed.ends_with("(os error 88)\n"), "{host}: a last word: {passed}");
     }
     assert_eq!(intrude("mx.example", port, "", "thread", ""), Ok("done\n".to_owned()), "the resolver's");
 }
