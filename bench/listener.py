@@ -34,7 +34,7 @@ def listening(name, *options, plain=False, note=""):
 
 LISTENER = listening("ours listen", note="--listen, lazily: the mail server is started for mail in clear alone; in TLS two legs, as ours")
 DAEMON = listening("ours listen plain", plain=True, note="--listen --plain: the mail server is tcpserver's, reached by TCP")
-ALONE = listening("nothing beside it", "--workers", 1, plain=True)
+ALONE = listening("ours listen plain", "--workers", 1, plain=True)
 # Each says in its notes why it is not in a table.
 ABSENT = {"handshake": "a child's own time holds its start as well; haproxy and hitch know no STARTTLS",
           "bot": "stunnel drops clients that want plaintext, hitch has no plaintext: no bot gets a greeting of them",
