@@ -7,8 +7,8 @@ session.py, and what is no verdict there is printed with how to repeat it.
 A call fails by strace's injection: EINTR, EAGAIN, EMFILE, ENOMEM, EPIPE, ECONNRESET and EIO at the 1st to 20th call of each system call
 that a session without faults makes, in clear and by STARTTLS. Left out are execve (strace's own), exit_group, arch_prctl and
 set_tid_address, which the C library makes before the program begins and which can't fail, and close: what strace makes fail is not
-carried out, while Linux closes the descriptor whatever it returns; and getrandom, which can't fail either, and without which std and
-AWS-LC abort. Two verdicts are added here:
+carried out, while Linux closes the descriptor whatever it returns; and getrandom and geteuid, which can't fail either, and without which
+std, AWS-LC and rustix abort. Two verdicts are added here:
 
     start     the language's runtime aborted before the program's first statement; nothing had begun
     memory    an allocation failed, or a stack of less than 64 KiB was full, and the program was aborted; the client sees the end of the connection, PROG the end of its input
@@ -36,7 +36,7 @@ from ways import LISTENERS, MUTE, WAYS
 
 ERRORS = ["EINTR", "EAGAIN", "EMFILE", "ENOMEM", "EPIPE", "ECONNRESET", "EIO"]
 MOST = 20
-NOT_OURS = {"execve", "close", "getrandom", "exit_group", "exit", "arch_prctl", "set_tid_address", "rt_sigreturn", "+++", "---"}
+NOT_OURS = {"execve", "close", "getrandom", "geteuid", "exit_group", "exit", "arch_prctl", "set_tid_address", "rt_sigreturn", "+++", "---"}
 WORKERS = 3
 ABORTS = (-6, -11)
 VERDICTS = ["right", "454", "421", "cut", "start", "memory", "ended", "lost", "BROKEN"]
