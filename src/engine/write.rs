@@ -20,7 +20,8 @@ impl Conn {
 
     fn write_client(&mut self, now: Instant) -> bool {
         let Some(client) = &mut self.client else { return false };
-        let is_last = self.session.phase() == Phase::Close;
+        // Whose own end has come is closed without a shutdown, and others may hold the socket: nothing would push the reply out.
+        let is_last = self.session.phase() == Phase::Close && !client.is_over;
         if client.is_deaf {
             self.session.to_client.clear();
             return false;

@@ -209,20 +209,10 @@ impl End {
     /// # Errors
     /// The connection is broken.
     pub fn write(&mut self, octets: &[u8]) -> io::Result<Option<usize>> {
-        loop {
-            match rustix::io::write(&self.fd, octets) {
-                Ok(count) => return Ok(Some(count)),
-                Err(Errno::AGAIN) => {
-                    self.writable = false;
-                    return Ok(None);
-                }
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        self.give(octets, |fd, octets| rustix::io::write(fd, octets))
     }
 
-    /// The same where nothing follows but [`End::shut_down`]: a socket sends both in one segment.
+    /// The same where nothing follows but the end, which a socket sends in the same segment.
     ///
     /// # Errors
     /// The connection is broken.
@@ -230,8 +220,16 @@ impl End {
         if !self.is_socket {
             return self.write(octets);
         }
+        self.give(octets, |fd, octets| send(fd, octets, SendFlags::MORE | SendFlags::NOSIGNAL))
+    }
+
+    fn give(
+        &mut self,
+        octets: &[u8],
+        call: impl Fn(&OwnedFd, &[u8]) -> rustix::io::Result<usize>,
+    ) -> io::Result<Option<usize>> {
         loop {
-            match send(&self.fd, octets, SendFlags::MORE | SendFlags::NOSIGNAL) {
+            match call(&self.fd, octets) {
                 Ok(count) => return Ok(Some(count)),
                 Err(Errno::AGAIN) => {
                     self.writable = false;
