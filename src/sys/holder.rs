@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Pid;
 
@@ -67,7 +67,7 @@ impl Holder {
     /// # Errors
     /// It is gone; what is left of it is to be dismissed.
     pub fn tell(self, octets: &[u8]) -> (Child, io::Result<()>) {
-        let told = rustix::io::write(&self.variables, octets);
+        let told = retry_on_intr(|| rustix::io::write(&self.variables, octets));
         let whole = told
             .map_err(io::Error::from)
             .and_then(|count| if count == octets.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) });
