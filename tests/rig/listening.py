@@ -129,8 +129,8 @@ def run(ground, name, detail):
     try:
         verdict = attempt(
             ground, log, ["-yy", "-o", log, "-e", "signal=none", "-e", f"trace={name}", "-e", f"inject={name}:error={error}:when={nth}"])
-    except Broken:
-        if not re.search(LOST, log.read_text(errors="replace")):
+    except Broken as why:
+        if not re.match("hang|waited", str(why)) or not re.search(LOST, log.read_text(errors="replace")):
             raise
         verdict = "lost"
     log.unlink(missing_ok=True)

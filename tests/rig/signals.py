@@ -53,6 +53,7 @@ def asked(run):
 def switched(run):
     asked(run)
     run.reply("220")
+    run.phase = "handshake"
 
 
 def inside(run):
@@ -235,7 +236,11 @@ def run(ground, state, detail):
         is_unheard = who in ("waiting", "server") or ground.way.under and (who, name) == ("program", "KILL")
         verdict = follow(one, GOES_ON.get(state) if is_unheard else None)
         one.wait()
+        if (who, name) != ("program", "KILL"):
+            check_reaped(one)
         wait_for_end(one)
+        # In the dialogue, whoever else is gone, a whole reply says so.
+        expect(verdict != "cut" or one.phase != "snoop" or not one.greets or (who, name) == ("program", "KILL"), "cut in the dialogue:", one.said()[-300:])
         return verdict
     finally:
         one.kill()
@@ -303,17 +308,32 @@ def follow(one, goes_on=None):
         return verdict
 
 
-def wait_for_end(one, name=None):
-    """No process of the session is left, and none is a zombie but for those whose parent was killed; none of this name, if one is given."""
+def left_by(one):
+    """The processes of its session that its program, which has ended, left to us."""
+    found = []
+    for pid in children_of(os.getpid()):
+        with contextlib.suppress(OSError):
+            if os.getsid(pid) == one.process.pid != pid:
+                found.append(pid)
+    return found
+
+
+def check_reaped(one):
+    """Nobody, running or dead, was left by a program that ended by itself, but the UCSPI-TLS server, whose child it is made to look."""
+    left = [described(pid) for pid in left_by(one) if called(pid) != SERVER]
+    expect(not left, "not reaped by it:", left)
+
+
+def wait_for_end(one):
+    """No process of the session is left in the end."""
     def left():
         found = []
-        for pid in children_of(os.getpid()):
+        for pid in left_by(one):
             with contextlib.suppress(OSError, ChildProcessError):
-                if os.getsid(pid) == one.process.pid and name in (None, called(pid)):
-                    if described(pid).endswith("Z"):
-                        os.waitpid(pid, os.WNOHANG)
-                    else:
-                        found.append(described(pid))
+                if described(pid).endswith("Z"):
+                    os.waitpid(pid, os.WNOHANG)
+                else:
+                    found.append(described(pid))
         return found
 
     try:
