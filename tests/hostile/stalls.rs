@@ -127,6 +127,7 @@ fn an_octet_now_and_then_is_no_command_for_snoop_timeout() {
         client.listen_for(Duration::from_millis(100));
     }
     client.get(b"421 4.4.2 Timeout, closing connection\r\n").unwrap();
+    assert!(started.elapsed() < LATEST, "{:?}", started.elapsed());
     assert_eq!(standing.close(), 99);
 }
 
