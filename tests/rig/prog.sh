@@ -3,6 +3,7 @@
 #   authenticating  takes any AUTH and says in its reply to MAIL whether it has
 #   chatty          goes on talking unasked after EHLO, for a second
 #   hashing N       tells the sha256 of the N octets that follow MAIL
+#   sending N       sends N octets behind its reply to MAIL, always the same, and goes; `made N` is no server, and tells their sha256
 #   stopped         stops itself before its greeting and is the server that the rest of the arguments name once it is continued
 #   stopped-behind-greeting   the same after its greeting; then it knows QUIT and nothing else
 #   stopped-at-reset          stops itself when it is told RSET
@@ -14,6 +15,8 @@ if [ "$mode" = fresh ]; then
   shift
 fi
 say() { printf '%s\r\n' "$*"; }
+octets() { openssl enc -aes-128-ctr -K 00 -iv 00 -in /dev/zero 2>/dev/null | head -c "$1"; }
+[ "$mode" != made ] || { octets "$1" | openssl dgst -sha256 -r; exit; }
 case $mode in
 stopped)
   case ${TCPREMOTEIP-} in 192.0.2.25 | 198.51.100.25) ;; *) kill -STOP $$ ;; esac # not of a probe
@@ -36,6 +39,7 @@ while read -r verb _; do
   AUTH) who=authenticated; say 235 ok ;;
   MAIL)
     say 250 "$who"
+    [ "$mode" != sending ] || { octets "$1"; exit; }
     [ "$mode" != hashing ] || { say 250 "$(head -c "$1" | openssl dgst -sha256 -r)"; exit; } ;;
   QUIT) say 221 bye; exit ;;
   *) say 502 no ;;

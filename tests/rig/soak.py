@@ -18,6 +18,7 @@ import pathlib
 import random
 import re
 import ssl
+import subprocess
 import sys
 import threading
 import time
@@ -226,17 +227,45 @@ def sessions(stage, seconds, listens):
     expect(not said, "the log:", *said[:3])
 
 
-def transfer(stage, octets, by_tls, listens=False):
-    """Relays so many octets; PROG's sha256 must be ours."""
-    prog = [str(RIG / "prog.sh"), "hashing", str(octets)]
-    name = f"bulk-{'tls' if by_tls else 'clear'}{'-listener' if listens else ''}"
+def to_prog(client, octets, digest):
+    """Sends so many; yields how many so far. PROG's own sha256 must be ours."""
+    block, sent = bytearray(os.urandom(1 << 18)), 0
+    while sent < octets:
+        block[:8] = sent.to_bytes(8, "big")
+        piece = memoryview(block)[: min(len(block), octets - sent)]
+        digest.update(piece)
+        client.send(piece)
+        sent += len(piece)
+        yield sent
+    reply = client.reply()
+    expect(digest.hexdigest().encode() in reply, f"sha256 {digest.hexdigest()}, PROG's {reply}")
+
+
+def from_prog(client, octets, digest):
+    """Takes all that comes; yields how many so far. The sha256 must be that of PROG's octets, made once more here."""
+    digest.update(client.buffer)
+    got = len(client.buffer)
+    while piece := client.more():
+        digest.update(piece)
+        got += len(piece)
+        yield got
+    expect(got == octets, f"{got} of {octets} octets came")
+    made = subprocess.run([RIG / "prog.sh", "made", str(octets)], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=300).stdout
+    expect(made.startswith(digest.hexdigest()), f"sha256 {digest.hexdigest()}, PROG's {made}")
+
+
+def transfer(stage, octets, by_tls, move, listens=False):
+    """Relays so many octets one way."""
+    is_to_prog = move is to_prog
+    prog = [str(RIG / "prog.sh"), "hashing" if is_to_prog else "sending", str(octets)]
+    name = f"bulk-{move.__name__}-{'tls' if by_tls else 'clear'}{'-listener' if listens else ''}"
     queue = stage.queue(name)
     backend = stage.stunnel(queue, prog, f"{name}-backend")
     if listens:
         port = listener(stage, name, LISTENERS["listen"], backend, [], queue, prog)
     else:
         port = stage.tcpserver(name, WAYS["tls"].wrapper(stage, backend, prog=prog), queue)
-    digest, block, sent, samples = hashlib.sha256(), bytearray(os.urandom(1 << 18)), 0, []
+    samples = []
     with Client(Target(name, stage.address, port, []), 300) as client:
         if by_tls:
             client.starttls()
@@ -246,39 +275,33 @@ def transfer(stage, octets, by_tls, listens=False):
         client.ask(b"MAIL FROM:<a@client.example>", b"250")
         program = stage.daemons[name].pid if listens else wait_for("the program", lambda: stage.sessions(name))[0]
         started = next_sample = time.monotonic()
-        while sent < octets:
-            block[:8] = sent.to_bytes(8, "big")
-            piece = memoryview(block)[: min(len(block), octets - sent)]
-            digest.update(piece)
-            client.send(piece)
-            sent += len(piece)
+        for moved in move(client, octets, hashlib.sha256()):
             if time.monotonic() > next_sample:
-                samples.append((descriptors(program), memory(program), sent))
+                samples.append((descriptors(program), memory(program), moved))
                 next_sample += 0.05
-        reply = client.reply()
-        took = time.monotonic() - started
-    expect(digest.hexdigest().encode() in reply, f"sha256 {digest.hexdigest()}, PROG's {reply}")
+            if moved == octets:
+                took = time.monotonic() - started
     steady = [rss for _, rss, at in samples if at >= AT_WORK]
     most, fds = max(rss for _, rss, _ in samples), {fds for fds, _, _ in samples[len(samples) // 4:]}
     grown = max(steady) - steady[0] if steady else 0
     flat = f"memory {most} KiB, grown by {grown} once at work" if steady else f"memory {most} KiB, too short to see growth"
-    print(f"{octets / GIB:g} GiB {'inside TLS' if by_tls else 'in clear'}{', listener' if listens else ''}: sha256 equal; {octets / took / (1 << 20):.0f} MiB/s; "
-          f"{flat}; descriptors {sorted(fds)}", flush=True)
+    print(f"{octets / GIB:g} GiB {'to' if is_to_prog else 'from'} PROG {'inside TLS' if by_tls else 'in clear'}{', listener' if listens else ''}: "
+          f"sha256 equal; {octets / took / (1 << 20):.0f} MiB/s; {flat}; descriptors {sorted(fds)}", flush=True)
     expect(grown <= FLAT and most < MOST and len(fds) == 1, "not flat")
 
 
 def main():
     minutes = float(sys.argv[1])
     gib = float(sys.argv[2]) if len(sys.argv) > 2 else min(minutes, 10)
-    limit(int(minutes * 60 + 300 + gib * 120))
+    limit(int(minutes * 60 + 300 + gib * 240))
     many_files()
     failed = False
     with Stage() as stage:
         stage.certificate()
         for act in (
             lambda: sessions(stage, minutes * 30, False), lambda: sessions(stage, minutes * 30, True),
-            lambda: transfer(stage, int(gib * GIB), False), lambda: transfer(stage, int(gib * GIB), True),
-            lambda: transfer(stage, int(gib * GIB / 10), False, True), lambda: transfer(stage, int(gib * GIB / 10), True, True),
+            *(lambda gib=gib, by_tls=by_tls, move=move, listens=listens: transfer(stage, int(gib * GIB), by_tls, move, listens)
+              for gib, listens in ((gib, False), (gib / 10, True)) for by_tls in (False, True) for move in (to_prog, from_prog)),
         ):
             try:
                 act()
