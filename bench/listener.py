@@ -196,7 +196,8 @@ def handshakes(stage, contenders):
     def one(contender):
         if contender is memory_alone:
             with load(stage, 0, "starttls", "memory", "--sessions", count, "--key", stage.key) as client:
-                spent, tls = client.answer()["server"]["p50"], ""
+                said = client.answer()
+                spent, tls = said["server"]["p50"], said["tls"]
         else:
             with Running(stage) as run:
                 port = contender.start("starttls", run, MAILFRONT)

@@ -9,7 +9,7 @@ use crate::cipher::Cipher;
 use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned};
+use rustls::{ClientConfig, ClientConnection, CommonState, HandshakeKind, RootCertStore, StreamOwned};
 
 /// Octets asked for in one read; rustls would ask for 4 KiB.
 const BLOCK: usize = 256 * 1024;
@@ -131,11 +131,8 @@ impl Client {
     /// What was negotiated, and whether the session was resumed; nothing in plaintext.
     pub(crate) fn negotiated(&self) -> Option<(String, bool)> {
         let Wire::Secure(stream) = &self.wire else { return None };
-        let version = stream.conn.protocol_version()?;
-        let suite = stream.conn.negotiated_cipher_suite()?.suite();
-        let group = stream.conn.negotiated_key_exchange_group().map(|group| group.name());
         let resumed = stream.conn.handshake_kind() == Some(HandshakeKind::Resumed);
-        Some((format!("{version:?} {suite:?} {:?}", group?), resumed))
+        Some((agreed(&stream.conn)?, resumed))
     }
 
     pub(crate) fn ask(&mut self, command: &str, code: u16) -> io::Result<()> {
@@ -298,4 +295,10 @@ impl Write for Wire {
             Self::Gone => Err(io::ErrorKind::NotConnected.into()),
         }
     }
+}
+
+/// Version, suite and group of a handshake that is done.
+pub(crate) fn agreed(side: &CommonState) -> Option<String> {
+    let (version, suite) = (side.protocol_version()?, side.negotiated_cipher_suite()?.suite());
+    Some(format!("{version:?} {suite:?} {:?}", side.negotiated_key_exchange_group()?.name()))
 }

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use rustls::pki_types::{ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, ServerConnection};
-use starttls_wrapper::tls::{Identity, server_setup};
+use starttls_wrapper::tls::{Identity, Tickets, server_setup};
 
-use crate::client::{Client, Server};
+use crate::client::{Client, Server, agreed};
 use crate::modes::{Latencies, pause, quoted};
 
 /// Handshakes at a time: a server that has as many to do as it can.
@@ -124,11 +124,12 @@ pub(crate) fn handshakes(server: &Server, count: usize) -> io::Result<String> {
     Ok(String::new())
 }
 
-/// The server's part of full handshakes in memory, by the configuration that the program makes of this certificate and key.
+/// The server's part of full handshakes in memory, by the configuration that a listener makes of this certificate and key.
 pub(crate) fn reference(client: &Arc<ClientConfig>, cert: &str, key: &str, count: usize) -> io::Result<String> {
     let identity = Identity::from_pem(&std::fs::read(cert)?, &std::fs::read(key)?, UnixTime::now());
-    let config = server_setup(&identity.map_err(io::Error::other)?, None).map_err(io::Error::other)?;
-    let mut server_side = Latencies::new()?;
+    let tickets = Tickets::in_memory().map_err(io::Error::other)?;
+    let config = server_setup(&identity.map_err(io::Error::other)?, Some(&tickets)).map_err(io::Error::other)?;
+    let (mut server_side, mut tls) = (Latencies::new()?, None);
     for _ in 0..count {
         let name = ServerName::try_from("localhost").map_err(io::Error::other)?;
         let mut client = ClientConnection::new(client.clone(), name).map_err(io::Error::other)?;
@@ -153,8 +154,9 @@ pub(crate) fn reference(client: &Arc<ClientConfig>, cert: &str, key: &str, count
             }
         }
         server_side.record(spent);
+        tls = agreed(&server);
     }
-    Ok(format!(r#""server":{}"#, server_side.json()))
+    Ok(format!(r#""server":{},"tls":{}"#, server_side.json(), quoted(tls.as_deref())))
 }
 
 /// Gives the server these octets; what it answers.
