@@ -13,6 +13,8 @@ from servers import Nginx, Stunnel, Tlswrapper, Wrapper
 from stage import Broken, Stage, limit, many_files, program
 
 TRIES = 3  # so often a peer must fail, one after the other
+RUNS = 20  # of the command injection, and ten times as many of its race
+HALF_OPEN = 100
 SERVERS = [Wrapper, Tlswrapper, Stunnel, Nginx]
 PACKAGES = {"tlswrapper-smtp": "tlswrapper", "stunnel": "stunnel4", "nginx-mail": "nginx"}
 # The rule of each attack, and whose rule it is.
@@ -28,7 +30,7 @@ RULES = {
     "other ALPN": "ALPN without smtp ends the handshake (ALPACA)",
     "TLS without STARTTLS": "a ClientHello without STARTTLS gets no TLS",
     "stalling clients": "a client that stalls is ended by a timer, here of 2 seconds, in every state",
-    "half-open handshakes": "100 handshakes that never begin keep nobody from being served",
+    "half-open handshakes": f"{HALF_OPEN} handshakes that never begin keep nobody from being served",
 }
 NOT_CLAIMED = {
     "EHLO kept across TLS": "no peer says so, and PROG itself takes MAIL without EHLO",
@@ -101,7 +103,7 @@ def main():
             server = kind(stage)
             for name in attacks.ATTACKS:
                 for _ in range(1 if kind is Wrapper else TRIES):
-                    held, found = attacks.attack(server, name, 100 if name == "half-open handshakes" else 20)
+                    held, found = attacks.attack(server, name, HALF_OPEN if name == "half-open handshakes" else RUNS)
                     if held:
                         break
                 why = None if kind is Wrapper else NOT_CLAIMED.get(name) or NOT_CLAIMED_BY.get((server.name, name))
@@ -116,12 +118,14 @@ def main():
         heads = [f"{kind.name} {version_of(kind)}" for kind in SERVERS]
     print("# The same attacks on the peers\n")
     print("Made by `scripts/peers`, which runs `tests/rig/attacks.py` against each server, all before the same mail server (mailfront), on")
-    print("loopback. A dash is a rule that the peer does not claim: it is not judged by it. A peer fails where it failed three times running.\n")
+    print("loopback. A dash is a rule that the peer does not claim: it is not judged by it. A peer fails where it failed three times running.")
+    print(f"The command injection is tried {RUNS} times, its race {10 * RUNS} times, half-open handshakes are {HALF_OPEN}; on this program")
+    print("`scripts/attacks` tries more.\n")
     print(f"| rule | {' | '.join(heads)} |\n|---|{'---|' * len(SERVERS)}")
     for name, rule in RULES.items():
         print(f"| {name}: {rule} | {' | '.join(verdicts[kind.name, name] for kind in SERVERS)} |")
     print("\n## Dialogues\n")
-    print("From tests/dialogues; reply codes, order and STARTTLS are compared, not words. stunnel and nginx answer the beginning of the")
+    print("From tests/dialogues; reply codes, order and STARTTLS are compared, not words, nor who closes. stunnel and nginx answer the beginning of the")
     print("dialogue themselves and do not claim to pass PROG's on: they are not judged.\n")
     print(f"| dialogue | {' | '.join(kind.name for kind in RELAYING)} |\n|---|{'---|' * len(RELAYING)}", *rows, sep="\n")
     print("\n## What was seen of the attacks\n")
