@@ -1,5 +1,5 @@
 //! The servers that start one wrapper per connection, tcpserver and s6-tcpserver aside (all other tests run under these): inetd, systemd,
-//! and anything else that hands over one socket.
+//! and anything else that hands over one socket; and s6, which supervises a listener.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -10,7 +10,9 @@ use crate::backends::stunnel;
 use crate::clients::{Mode, swaks};
 use crate::front::{Identity, MAILFRONT, wrapper};
 use crate::letter::{Queue, letter};
-use crate::stage::{PATIENCE, Stage, wait_for};
+use crate::privileges::QmailHome;
+use crate::readme::{block_behind, with};
+use crate::stage::{PATIENCE, Stage, needs_root, wait_for};
 
 /// A front that something else than tcpserver starts: the wrapper as a shell script, since inetd takes neither environment nor long lines.
 struct Supervised {
@@ -99,6 +101,73 @@ fn a_log_on_the_clients_own_socket_is_not_written() {
     }
     assert!(dialogue.ends_with("421 4.7.0 Bytes after STARTTLS, closing connection\r\n"), "{dialogue}");
     assert_eq!(status.code(), Some(1), "the client broke the rules");
+}
+
+/// The README's script, to the letter but for names: the socket is the fd holder's, so that who connects during a restart waits.
+#[test]
+fn s6_supervises_a_listener_and_its_fd_holder_keeps_the_socket() {
+    needs_root();
+    let stage = Stage::new();
+    let (identity, home, backend) =
+        (Identity::self_signed(&stage, "own"), QmailHome::new(&stage), Queue::new(&stage, "backend"));
+    let server = stunnel(&stage, &identity, "TLSv1.3", &backend);
+    for name in ["STORE", "RETRIEVE"] {
+        stage.write(&format!("rules/uid/0/env/S6_FDHOLDER_{name}_REGEX"), "^smtp$\n");
+    }
+    stage.write("rules/uid/0/allow", "");
+    let [holder, rules] = ["s", "rules"].map(|name| stage.path(name));
+    let mut daemon = stage.command(["s6-fdholder-daemon", "-i"]);
+    stage.start_until("holder", daemon.arg(rules).arg(&holder), "listen", || holder.exists());
+    let socket = TcpListener::bind((stage.unused_port().ip().to_owned(), 0)).expect("bind");
+    let std::net::SocketAddr::V4(at) = socket.local_addr().expect("address") else { panic!("no IPv4") };
+    let mut store = stage.command(["s6-fdholder-store"]);
+    let stored = store.arg(&holder).arg("smtp").stdin(OwnedFd::from(socket)).status().expect("s6-fdholder-store");
+    assert!(stored.success(), "{stored}");
+
+    let words = [
+        ("/etc/ssl/mx.crt", identity.certificate.to_str().expect("a path")),
+        ("/etc/ssl/mx.key", identity.key.to_str().expect("a path")),
+        ("/service/fdholder/s", holder.to_str().expect("a path")),
+        ("  starttls-wrapper", &format!("  '{}' -v", env!("CARGO_BIN_EXE_starttls-wrapper"))),
+        ("127.0.0.1 465", &format!("{} {}", server.ip(), server.port())),
+        ("/var/qmail/bin/qmail-smtpd", "mailfront smtp qmail accept"),
+    ];
+    let text = block_behind("`s6-fdholder-daemon` in a service of its own holds the socket, under the name `smtp`:");
+    let run = stage.write("smtp/run", with(text, &words));
+    std::fs::set_permissions(&run, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("chmod");
+    stage.write("smtp/notification-fd", "4\n");
+    let service = stage.path("smtp");
+    let asked = |argv: &[&str]| stage.run(stage.command(argv).arg(&service), b"").succeeded(argv[0]);
+    let mut supervise = stage.command(["s6-supervise"]);
+    stage.start_until("smtp", supervise.arg(&service).env("QMAILHOME", home.folder()), "be ready", || {
+        service.join("supervise/status").exists() && asked(&["s6-svstat", "-o", "ready"]) == "true\n"
+    });
+    let text = letter("in-clear");
+    swaks(&stage, at, Mode::Clear, &identity, &text);
+    home.holds(&text);
+
+    asked(&["s6-svc", "-h"]);
+    wait_for("SIGHUP to be heard", || {
+        stage.log("smtp").contains("SIGHUP: certificate, keys and roots were read again").then_some(())
+    });
+    let pid = || asked(&["s6-svstat", "-o", "pid"]);
+    let before = pid();
+    // While one session keeps the old process, who connects waits for the new one.
+    let mut old = TcpStream::connect(at).expect("connect");
+    let mut greeting = [0; 4];
+    old.read_exact(&mut greeting).expect("a greeting");
+    asked(&["s6-svc", "-r"]);
+    wait_for("SIGTERM to be heard", || stage.log("smtp").contains("nobody new is served").then_some(()));
+    let mut new = TcpStream::connect(at).expect("connect");
+    old.write_all(b"QUIT\r\n").expect("write");
+    new.set_read_timeout(Some(PATIENCE)).expect("time-out");
+    new.read_exact(&mut greeting).expect("the new one's greeting");
+    assert_eq!(&greeting, b"220 ");
+    assert_ne!(pid(), before);
+    drop((old, new));
+    let text = letter("by-the-new-one");
+    swaks(&stage, at, Mode::Tls13, &identity, &text);
+    backend.holds(&text);
 }
 
 /// A UCSPI server may hand over two pipes instead of a socket.
