@@ -93,8 +93,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long nothing is accepted from a socket where descriptors or memory are short, or it is of no use any more.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// How often it is said that there is no plaintext server, which goes on until somebody mends it.
-const UNSERVED: Duration = Duration::from_secs(60);
+/// How often it is said what the plaintext server does wrong, which goes on until somebody mends it.
+const FAILED: Duration = Duration::from_secs(60);
 
 /// One loop.
 pub(super) struct Worker {
@@ -114,8 +114,8 @@ pub(super) struct Worker {
     strangers: Sparing,
     /// And of sockets that nobody can be accepted from.
     pauses: Sparing,
-    /// And of sessions that got no plaintext server.
-    unserved: Sparing,
+    /// And of sessions that their plaintext server has failed.
+    failed: Sparing,
     meter: Arc<Meter>,
     /// Nobody new but these, who may be in a queue that goes with its socket.
     promised: Option<usize>,
@@ -171,7 +171,7 @@ impl Worker {
             refusals: Sparing::default(),
             strangers: Sparing::default(),
             pauses: Sparing::default(),
-            unserved: Sparing::every(UNSERVED),
+            failed: Sparing::every(FAILED),
             meter,
             promised: None,
             is_ending: false,
@@ -214,10 +214,10 @@ impl Worker {
             self.look_at_the_spawner(now);
             let wait = self.crowd.drive(self.poll.registry(), now);
             self.house.admission.tell(now);
-            for why in self.crowd.take_unserved() {
-                self.unserved.say(&why, now);
+            for why in self.crowd.take_failed() {
+                self.failed.say(&why, now);
             }
-            for lines in [&mut self.refusals, &mut self.strangers, &mut self.pauses, &mut self.unserved] {
+            for lines in [&mut self.refusals, &mut self.strangers, &mut self.pauses, &mut self.failed] {
                 lines.tend(now);
             }
             if self.crowd.take_differences() {
@@ -230,7 +230,7 @@ impl Worker {
             let until = |due: Instant| due.saturating_duration_since(now);
             let first = self.ordered.front().map(|(_, since)| until(*since + PATIENCE));
             let again = accepted.then_some(Duration::ZERO);
-            let lines = [&self.refusals, &self.strangers, &self.pauses, &self.unserved];
+            let lines = [&self.refusals, &self.strangers, &self.pauses, &self.failed];
             let lines = lines.into_iter().filter_map(Sparing::deadline);
             let paused = self.ears.iter().filter_map(|ear| ear.paused);
             let due = lines.chain(paused).chain(self.lobby.deadline()).map(until);

@@ -105,9 +105,9 @@ fn a_spawner_that_can_t_be_asked_just_now_is_a_421_for_who_needed_it_and_no_more
         events.iter().filter(|event| event.token().0 >= OTHERS).for_each(|event| worker.crowd.note(event));
         worker.crowd.drive(worker.poll.registry(), now);
     }
-    let unserved = worker.crowd.take_unserved();
-    assert_eq!(unserved.len(), CLIENTS - asked);
-    assert!(unserved[0].contains("the spawner can't be asked"), "{}", unserved[0]);
+    let failed = worker.crowd.take_failed();
+    assert_eq!(failed.len(), CLIENTS - asked);
+    assert!(failed[0].contains("the spawner can't be asked"), "{}", failed[0]);
     let mut request = [0; 1024];
     while rustix::io::read(&other, &mut request).is_ok() {}
     let _next = TcpStream::connect(addresses[0]).unwrap();

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::session::{ChildEnd, ClientEnd, EndReason, Phase, Way, limits};
+use crate::session::{ClientEnd, EndReason, Phase, Way, limits};
 use crate::sys::end::Registry;
 
 use super::backend::Backend;
@@ -98,8 +98,8 @@ impl Conn {
                 if let Some(metered) = &mut self.metered {
                     metered.ended(reason);
                 }
-                // In a crowd that is the same for all: its owner says it.
-                let is_ours = !(self.metered.is_some() && matches!(reason, EndReason::Child(ChildEnd::NotStarted(_))));
+                // In a crowd many meet the same server: its owner says it.
+                let is_ours = !(self.metered.is_some() && matches!(reason, EndReason::Child(_)));
                 report::end(&self.info, reason, &mode, self.tally, self.session.recorded(), self.started, is_ours);
             }
             self.count_octets();

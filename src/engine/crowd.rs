@@ -42,8 +42,8 @@ pub struct Crowd<P> {
     joined: u64,
     /// Somebody has met another server than the one that was learned of, or none.
     has_differed: bool,
-    /// What is to be said of those who got no server. Not more than have joined since the owner has looked.
-    unserved: Vec<String>,
+    /// What is to be said of those whom their server has failed. Not more than were there since the owner has looked.
+    failed: Vec<String>,
     is_ending: bool,
     /// Which of the next deeds panics, and whose that was.
     #[cfg(test)]
@@ -75,9 +75,8 @@ enum CameTo {
     /// It wants a PROG for these ends, and is due then.
     Wait(Option<[SocketAddr; 2]>, Option<Instant>),
     Again,
-    End,
-    /// It has met another server than the one that was learned of, or none; what is to be said of that.
-    Difference(Option<String>),
+    /// Whether it has met another server than the one that was learned of, or none; and what is to be said of its server.
+    End(bool, Option<String>),
 }
 
 impl<P> Default for Crowd<P> {
@@ -90,7 +89,7 @@ impl<P> Default for Crowd<P> {
             asking: VecDeque::new(),
             joined: 0,
             has_differed: false,
-            unserved: Vec::new(),
+            failed: Vec::new(),
             is_ending: false,
             #[cfg(test)]
             bug: (None, None),
@@ -176,11 +175,11 @@ impl<P> Crowd<P> {
             Driven::Wait => CameTo::Wait(conn.asks(), conn.deadline()),
             Driven::Again => CameTo::Again,
             Driven::Over => match conn.end() {
-                Some(EndReason::Child(ChildEnd::Differs(_))) => CameTo::Difference(None),
-                Some(reason @ EndReason::Child(ChildEnd::NotStarted(_))) => {
-                    CameTo::Difference(Some(report::warning(conn.client(), reason)))
+                Some(reason @ EndReason::Child(end)) => {
+                    let has_differed = matches!(end, ChildEnd::Differs(_) | ChildEnd::NotStarted(_));
+                    CameTo::End(has_differed, Some(report::warning(conn.client(), reason)))
                 }
-                _ => CameTo::End,
+                _ => CameTo::End(false, None),
             },
         });
         match came_to {
@@ -191,12 +190,11 @@ impl<P> Crowd<P> {
                 }
             }
             Some(CameTo::Again) => self.wake(slot),
-            Some(CameTo::Difference(unserved)) => {
-                self.has_differed = true;
-                self.unserved.extend(unserved);
+            Some(CameTo::End(has_differed, failed)) => {
+                self.has_differed |= has_differed;
+                self.failed.extend(failed);
                 self.remove(slot);
             }
-            Some(CameTo::End) => self.remove(slot),
             // It is removed.
             None => {}
         }
@@ -264,9 +262,9 @@ impl<P> Crowd<P> {
         core::mem::take(&mut self.has_differed)
     }
 
-    /// What is to be said of those who, since the last call, got no server. Where one does nobody does: the owner says it sparingly.
-    pub fn take_unserved(&mut self) -> Vec<String> {
-        core::mem::take(&mut self.unserved)
+    /// What is to be said of those whom, since the last call, their server has failed. It may fail all: the owner says it sparingly.
+    pub fn take_failed(&mut self) -> Vec<String> {
+        core::mem::take(&mut self.failed)
     }
 
     /// Has every connection end, those that still join too.

@@ -335,6 +335,47 @@ fn a_daemon_that_is_gone_is_421_for_who_needs_it() {
     client.get(b"220 daemon\r\n250 daemon\r\n221 bye\r\n").unwrap();
 }
 
+/// Ten clients of a server that fails each of them: a 421 and a summary for each, and one warning.
+fn is_a_line_a_minute(door: &mut Door, line: &[u8], end: &str) {
+    for _ in 0..10 {
+        door.connect();
+        let client = door.client.as_mut().unwrap();
+        client.send(line);
+        let (said, _) = client.rest().unwrap();
+        assert!(said.ends_with(b"421 4.3.0 Mail server not available\r\n"), "{end}: {}", said.escape_ascii());
+    }
+    let count = |words: &str| door.said().matches(words).count();
+    assert!(wait_until(PATIENCE, || count(&format!(" end=\"{end}\" ")) == 10), "a summary each: {}", door.said());
+    assert_eq!(count("]: warning: client="), 1, "a warning a minute: {}", door.said());
+    assert_eq!(count(&format!(": {end}\n")), 1, "{}", door.said());
+}
+
+#[test]
+fn a_server_that_fails_everybody_is_a_line_a_minute_however_it_does() {
+    for (lazy, line, word, end) in [
+        ("--lazy", &b"MAIL FROM:<>\r\n"[..], &b""[..], "child is not what was learned of it: it closed"),
+        ("--lazy", b"MAIL FROM:<>\r\n", b"554 no\r\n", "child is not what was learned of it: it greeted with 554"),
+        ("--lazy=no", b"", b"", "child closed"),
+        ("--lazy=no", b"", b"451 later\r\n", "child closed"),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let place = listener.local_addr().unwrap().to_string();
+        thread::spawn(move || {
+            let probes = if lazy == "--lazy" { 2 } else { 0 };
+            (0..probes).for_each(|_| drop(serve(listener.accept().unwrap().0, false)));
+            listener.incoming().for_each(|client| drop(client.unwrap().write_all(word)));
+        });
+        let options = ["--plain", &place, lazy];
+        let start = Start { options: &options, program: Some(&[]), shape: Shape::Listener, ..Start::USUAL };
+        let mut door = Door::start(&start);
+        let begun = if lazy == "--lazy" { CERTAIN } else { "listening on " };
+        assert!(wait_until(PATIENCE, || door.said().contains(begun)), "{}", door.said());
+        is_a_line_a_minute(&mut door, line, end);
+    }
+    let start = Start { program: Some(&["/bin/true"]), shape: Shape::Listener, ..Start::USUAL };
+    is_a_line_a_minute(&mut Door::start(&start), b"", "child closed");
+}
+
 #[test]
 fn what_can_t_be_meant_is_refused() {
     let program = env!("CARGO_BIN_EXE_starttls-wrapper");
