@@ -38,7 +38,8 @@ pub fn probe(probe: &Probe) -> Result<u8, Fatal> {
     let learned = Learned::from_probe(&heard, prober).map_err(unlearned)?;
     thread::sleep(SECOND);
     let (heard, prober) = hear(probe, 1)?;
-    if let Err(why) = learned.agrees(&heard, prober) {
+    let again = Learned::from_probe(&heard, prober).map_err(unlearned)?;
+    if let Err(why) = learned.agrees(&again) {
         warn!("{name}: {why}: it can't be put off");
         return Ok(exit::CLIENT);
     }

@@ -188,11 +188,11 @@ impl Prober {
         if self.certainty == Certainty::Never || Instant::now() < self.due {
             return;
         }
-        let outcome = self.probe();
+        let outcome = self.learn();
         let now = Instant::now();
         self.last = now;
-        let (heard, name) = match outcome {
-            Ok(heard) => heard,
+        let found = match outcome {
+            Ok(found) => found,
             Err(why) => {
                 self.due = now + AGAIN;
                 return self.say_unreached(&why, now);
@@ -200,7 +200,7 @@ impl Prober {
         };
         self.told = None;
         let known = self.shared.get();
-        match (known.as_ref().map(|learned| learned.agrees(&heard, name)), self.certainty) {
+        match (known.as_ref().map(|learned| learned.agrees(&found)), self.certainty) {
             (Some(Ok(())), _) => {
                 self.shared.probes[0].up();
                 if self.certainty == Certainty::Once {
@@ -215,19 +215,13 @@ impl Prober {
                 self.certainty = Certainty::Never;
                 self.shared.set(None);
             }
-            (Some(Err(_)) | None, _) => match Learned::from_probe(&heard, name) {
-                Ok(learned) => {
-                    self.shared.probes[1].up();
-                    info!("{} has changed: learned anew", self.server.name());
-                    self.shared.set(Some(learned));
-                    self.certainty = Certainty::Once;
-                    self.due = now + SECOND;
-                }
-                Err(why) => {
-                    self.due = now + AGAIN;
-                    self.say_unreached(&why, now);
-                }
-            },
+            (Some(Err(_)) | None, _) => {
+                self.shared.probes[1].up();
+                info!("{} has changed: learned anew", self.server.name());
+                self.shared.set(Some(found));
+                self.certainty = Certainty::Once;
+                self.due = now + SECOND;
+            }
         }
     }
 
@@ -239,6 +233,7 @@ impl Prober {
         }
     }
 
+    /// What one probing session learns. One that is not greeted with 220 has failed.
     fn learn(&mut self) -> Result<Learned, String> {
         let (heard, name) = self.probe()?;
         Learned::from_probe(&heard, name)

@@ -53,11 +53,10 @@ impl Server {
                 let line = asked.line(name).map(|line| line + "\r\n").unwrap_or_default();
                 heard.note(asked, server.hear(line.as_bytes()).as_bytes());
             }
-            (heard, prober)
+            Learned::from_probe(&heard, prober).unwrap()
         });
-        let learned = Learned::from_probe(&first.0, first.1).unwrap();
-        learned.agrees(&second.0, second.1).unwrap();
-        learned
+        first.agrees(&second).unwrap();
+        first
     }
 
     /// Hears octets and says what there is to say; the greeting first.

@@ -144,6 +144,16 @@ fn a_greeting_that_is_never_the_same_is_the_servers_own_to_say() {
     assert!(wait_until(PATIENCE, || stage.lines("started").len() == 3), "{:?}", stage.lines("started"));
 }
 
+/// By itself, five seconds later, and not given up for one that tells the time.
+#[test]
+fn a_server_that_refuses_the_second_probe_is_probed_again() {
+    let once = "[ $(wc -l < \"$1/started\") = 2 ] && { printf '421 later\\r\\n'; exit; }; ";
+    let stage = Stage::new(&[once, GREETING].concat(), &LAZY);
+    stage.says("it greeted with 421: who needs it hears 421");
+    stage.says(CERTAIN);
+    assert_eq!(stage.lines("started").len(), 3);
+}
+
 #[test]
 fn a_server_that_is_not_what_was_learned_is_421_and_learned_anew() {
     let mut stage = Stage::new(GREETING, &LAZY);

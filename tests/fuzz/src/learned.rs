@@ -44,7 +44,7 @@ pub fn run(octets: &[u8]) {
         );
         return;
     };
-    assert_eq!(learned.agrees(&heard, prober), Ok(()));
+    assert_eq!(learned.is_true_of(&heard, prober), Ok(()));
     assert_eq!(Learned::parse(&learned.to_string()).as_ref(), Ok(&learned), "as text:\n{learned}");
     let learned = Arc::new(learned);
     for (name, address) in [(PROBER, prober.address), (CLIENT, Some(ADDRESS))] {
