@@ -27,6 +27,9 @@ use super::report;
 /// Descriptors of one connection, at most: a power of two over the last of `tokens`.
 const STRIDE: usize = 16;
 
+/// Entries that may be out of date before any are dropped.
+const OUTDATED: usize = 1024;
+
 /// Tokens below this are none of a connection's.
 pub const OTHERS: usize = 1024;
 
@@ -34,7 +37,8 @@ pub const OTHERS: usize = 1024;
 pub struct Crowd<P> {
     members: Vec<Option<Member<P>>>,
     free: Vec<usize>,
-    /// When to look at whom; an entry that its member knows nothing of any more is passed over.
+    /// When to look at whom; an entry that its member knows nothing of any more is passed over, or dropped where there are many of them:
+    /// sessions that have ended must not be remembered for as long as they might have lasted.
     due: BinaryHeap<Reverse<(Instant, usize)>>,
     ready: Vec<usize>,
     asking: VecDeque<Asking>,
@@ -224,6 +228,10 @@ impl<P> Crowd<P> {
             member.due = Some(deadline);
             self.due.push(Reverse((deadline, slot)));
         }
+        if self.due.len() > 2 * self.members.len() + OUTDATED {
+            let is_meant = |at, slot: usize| self.members[slot].as_ref().is_some_and(|member| member.due == Some(at));
+            self.due.retain(|Reverse((at, slot))| is_meant(*at, *slot));
+        }
     }
 
     fn remove(&mut self, slot: usize) {
@@ -393,6 +401,26 @@ mod tests {
         let mut said = [String::new(), String::new()];
         clients.iter_mut().zip(&mut said).for_each(|(client, said)| drop(client.read_to_string(said)));
         (said, crowd.bug.1)
+    }
+
+    #[test]
+    fn who_has_ended_is_not_remembered_until_the_time_that_was_his() {
+        let (poll, place) = (Poll::new().unwrap(), AtomicUsize::new(0));
+        let (mut crowd, mut now) = (Crowd::default(), Instant::now());
+        // One stays, and is still meant when others are dropped.
+        let (_first, stays) = UnixStream::pair().unwrap();
+        crowd.join(parts(stays, now), Place(&place), poll.registry());
+        let due = crowd.drive(poll.registry(), now).map(|wait| now + wait);
+        for _ in 0..2 * OUTDATED {
+            now += Duration::from_millis(1);
+            let (_client, ours) = UnixStream::pair().unwrap();
+            crowd.join(parts(ours, now), Place(&place), poll.registry());
+            crowd.drive(poll.registry(), now);
+            crowd.remove(1);
+        }
+        assert_eq!((crowd.len(), crowd.members.len()), (1, 2));
+        assert!(crowd.due.len() <= 2 * crowd.members.len() + OUTDATED, "{} entries", crowd.due.len());
+        assert_eq!(crowd.drive(poll.registry(), now).map(|wait| now + wait), due);
     }
 
     #[test]
