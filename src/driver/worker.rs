@@ -229,7 +229,8 @@ impl Worker {
             }
             let until = |due: Instant| due.saturating_duration_since(now);
             let first = self.ordered.front().map(|(_, since)| until(*since + PATIENCE));
-            let again = accepted.then_some(Duration::ZERO);
+            // One for whom no PROG can be asked is to hear it.
+            let again = (accepted || self.crowd.is_awake()).then_some(Duration::ZERO);
             let lines = [&self.refusals, &self.strangers, &self.pauses, &self.failed];
             let lines = lines.into_iter().filter_map(Sparing::deadline);
             let paused = self.ears.iter().filter_map(|ear| ear.paused);

@@ -117,3 +117,24 @@ fn a_spawner_that_can_t_be_asked_just_now_is_a_421_for_who_needed_it_and_no_more
     worker.order(now);
     assert_eq!(worker.ordered.len(), asked + 1);
 }
+
+/// Nothing else wakes the loop: all clients have come, and are silent.
+#[test]
+fn who_can_t_be_asked_for_hears_so_at_once() {
+    let (spawner, _other) = Spawner::played().unwrap();
+    rustix::net::sockopt::set_socket_send_buffer_size(spawner.as_fd(), 4096).unwrap();
+    let (mut worker, addresses) = worker_of(1, 40, Some(spawner));
+    let mut clients: Vec<_> = (0..40).map(|_| TcpStream::connect(addresses[0]).unwrap()).collect();
+    worker.poll.poll(&mut Events::with_capacity(9), Some(Duration::ZERO)).unwrap();
+    let (stage, stop) = (worker.house.stage.clone(), worker.stop.try_clone().unwrap());
+    let runs = std::thread::spawn(move || worker.run());
+    let last = clients.last_mut().unwrap();
+    last.set_read_timeout(Some(Duration::from_secs(9))).unwrap();
+    let mut said = [0; 99];
+    let count = std::io::Read::read(last, &mut said).unwrap_or_default();
+    stage.store(Stage::End as u8, Ordering::Release);
+    rustix::io::write(&stop, &1_u64.to_ne_bytes()).unwrap();
+    drop(clients);
+    runs.join().unwrap().unwrap();
+    assert_eq!(said[..count].escape_ascii().to_string(), r"421 4.3.0 Mail server not available\r\n");
+}

@@ -255,6 +255,12 @@ impl<P> Crowd<P> {
         member.is_some_and(|member| member.number == asking.number && member.conn.end().is_none())
     }
 
+    /// Whether somebody is to be driven at once, by what was done since the last drive.
+    #[must_use]
+    pub fn is_awake(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
     /// What came of what it asked for. One that is gone meanwhile needs nothing any more.
     pub fn hand_over(&mut self, asking: &Asking, child: Result<Child, String>, registry: &Registry, now: Instant) {
         let (slot, member) = (asking.slot, self.members.get(asking.slot).and_then(Option::as_ref));
