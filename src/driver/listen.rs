@@ -67,9 +67,10 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
     let line = listen.notify_fd.map(|number| handed::descriptor("--notify-fd", number)).transpose()?;
     let mut supervisor = Supervisor::new(line);
     inherited::clean_up().map_err(fatal("prepare the inherited descriptors"))?;
-    let descriptors = listener::raise_descriptors();
+    let (descriptors, before) = listener::raise_descriptors();
     let own = [&OWN_VARIABLES[..], &LISTENER_VARIABLES, &UCSPI_VARIABLES, &crate::variables::NAMES].concat();
-    let order = Order { program: &config.program, arguments: &config.arguments, own: &own, ids: listen.ids };
+    let (program, arguments) = (&config.program, &config.arguments);
+    let order = Order { program, arguments, own: &own, ids: listen.ids, descriptors: before };
     let plain = plain_target(&config)?;
     // One who asks for each loop, and one for the probes.
     let askers = if plain.is_none() { listen.workers + 1 } else { 0 };

@@ -52,7 +52,7 @@ impl Child {
         Self::spawn(command)
     }
 
-    fn spawn(mut command: Command) -> io::Result<Self> {
+    pub(super) fn spawn(mut command: Command) -> io::Result<Self> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.spawn()?;
         let stdin = process.stdin.take().map(OwnedFd::from);

@@ -107,11 +107,15 @@ fn is_one_connections(error: Errno) -> bool {
     )
 }
 
-/// Raises the limit of open descriptors as far as it may be, and returns it.
-pub fn raise_descriptors() -> u64 {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
-    raised.map_or(current, |()| maximum).unwrap_or(u64::MAX)
+/// Raises the limit of open descriptors as far as it may be. Returns it, and what it was where that was less.
+pub fn raise_descriptors() -> (u64, Option<Rlimit>) {
+    let was = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: was.maximum, maximum: was.maximum };
+    let most = raised.current.unwrap_or(u64::MAX);
+    if raised == was || setrlimit(Resource::Nofile, raised).is_err() {
+        return (was.current.unwrap_or(u64::MAX), None);
+    }
+    (most, Some(was))
 }
 
 #[cfg(test)]

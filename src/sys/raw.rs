@@ -4,10 +4,12 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use nix::libc;
 use nix::sys::signal::{SigHandler, Signal};
-use rustix::process::Pid;
+use rustix::process::{Pid, Resource, Rlimit, setrlimit};
 
 /// Descriptors 0 and 1 as values that close them. To be called once, at the start.
 pub(super) fn take_stdin_and_stdout() -> (OwnedFd, OwnedFd) {
@@ -105,6 +107,12 @@ pub(super) fn outlive_terminations() -> nix::Result<()> {
         unsafe { nix::sys::signal::signal(signal, SigHandler::Handler(on_nothing)) }?;
     }
     Ok(())
+}
+
+/// Gives what `command` starts this limit of open descriptors. That costs a fork: std has only a vfork(2) otherwise.
+pub(super) fn limit_descriptors(command: &mut Command, limit: Rlimit) {
+    // SAFETY: what is done between fork and exec is one system call; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(move || Ok(setrlimit(Resource::Nofile, limit)?)) };
 }
 
 extern "C" fn on_nothing(_: libc::c_int) {}

@@ -26,9 +26,9 @@ use rustix::net::{
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::Pid;
+use rustix::process::{Pid, Rlimit};
 
-use super::child::Child;
+use super::child::{self, Child};
 use super::{privileges, raw};
 use crate::error::exit;
 
@@ -53,6 +53,8 @@ pub struct Order<'a> {
     pub own: &'a [&'a str],
     /// The ids that it gets, where some are given.
     pub ids: (Option<u32>, Option<u32>),
+    /// The limit of open descriptors that it gets, where ours is another: the spawner needs that itself.
+    pub descriptors: Option<Rlimit>,
 }
 
 /// One who may ask the spawner. What is asked is answered in turn.
@@ -353,7 +355,12 @@ fn refuse(asker: &mut Asker, why: Vec<u8>) -> io::Result<Taken> {
 fn start(request: &[u8], order: &Order<'_>) -> io::Result<Child> {
     let text = str::from_utf8(request).map_err(io::Error::other)?;
     let variables = text.split('\0').filter_map(|word| word.split_once('='));
-    Child::start_with(order.program, order.arguments, order.own, variables)
+    let mut command = child::command(order.program, order.arguments, order.own);
+    command.envs(variables);
+    if let Some(limit) = order.descriptors {
+        raw::limit_descriptors(&mut command, limit);
+    }
+    Child::spawn(command)
 }
 
 /// Looks at a PROG and its leash. True: it has ended, and that is said.
@@ -394,7 +401,13 @@ mod tests {
     }
 
     fn nothing() -> Order<'static> {
-        Order { program: OsStr::new("/no/such/program"), arguments: &[], own: &[], ids: (None, None) }
+        Order {
+            program: OsStr::new("/no/such/program"),
+            arguments: &[],
+            own: &[],
+            ids: (None, None),
+            descriptors: None,
+        }
     }
 
     fn asked(spawner: &Spawner) -> io::Result<()> {

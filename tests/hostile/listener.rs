@@ -1,5 +1,6 @@
 //! The program as a listener (`--listen`): its clients get what a UCSPI server's would, it keeps its limits, and it comes to an end.
 
+use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::Duration;
@@ -125,6 +126,23 @@ fn sigterm_without_a_drain_ends_every_session_with_421_and_nobody_is_left() {
         assert!(child.is_gone(PATIENCE));
     }
     assert!(wait_until(PATIENCE, || rustix::process::test_kill_process(spawner).is_err()), "the spawner is left");
+}
+
+/// The limits of open descriptors that a process has: the soft one, and the hard one (proc(5)).
+fn descriptors(pid: u32) -> Vec<String> {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    line.split_whitespace().take(2).map(str::to_owned).collect()
+}
+
+#[test]
+fn descriptors_are_as_many_as_may_be_and_prog_has_the_limit_of_the_start() {
+    let door = Door::open(&Start { through: &["/usr/bin/prlimit", "--nofile=64:200"], ..LISTENS });
+    let child = Child::accept(&door.puppets).unwrap();
+    assert_eq!(descriptors(door.program.id()), ["200", "200"]);
+    assert_eq!(descriptors(child.report.pid), ["64", "200"]);
+    let told = "at most 9 sessions, not 10000: 200 descriptors may be open";
+    assert!(door.said().contains(told), "{}", door.said());
 }
 
 #[test]
