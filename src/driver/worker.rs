@@ -453,9 +453,10 @@ impl Worker {
         if !core::mem::replace(&mut self.is_ending, true) {
             self.leave_shared();
             let now = Instant::now();
-            for ear in core::mem::take(&mut self.ears).iter().filter(|ear| ear.listening.is_shared) {
-                // Nobody else was woken for them.
-                for client in core::iter::from_fn(|| listener::accept(&ear.listening.socket).ok()?).take(AT_ONCE) {
+            for ear in core::mem::take(&mut self.ears) {
+                // A queue of our own would be reset with its socket; for who waits in a shared one nobody else was woken.
+                let most = if ear.listening.is_shared { AT_ONCE } else { listener::BACKLOG as usize };
+                for client in core::iter::from_fn(|| listener::accept(&ear.listening.socket).ok()?).take(most) {
                     self.turn_away(&client, Ours::SHUTTING_DOWN, "the listener ends", now);
                 }
             }

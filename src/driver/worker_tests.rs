@@ -118,6 +118,19 @@ fn a_spawner_that_can_t_be_asked_just_now_is_a_421_for_who_needed_it_and_no_more
     assert_eq!(worker.ordered.len(), asked + 1);
 }
 
+#[test]
+fn who_waits_in_a_queue_of_our_own_when_all_ends_hears_so() {
+    let (mut worker, addresses) = worker(2);
+    let clients = addresses.iter().flat_map(|at| (0..AT_ONCE + 1).map(move |_| TcpStream::connect(at).unwrap()));
+    let clients: Vec<_> = clients.collect();
+    worker.end();
+    for mut client in clients {
+        let mut said = String::new();
+        std::io::Read::read_to_string(&mut client, &mut said).unwrap();
+        assert_eq!(said, "421 4.3.2 Service shutting down\r\n");
+    }
+}
+
 /// Nothing else wakes the loop: all clients have come, and are silent.
 #[test]
 fn who_can_t_be_asked_for_hears_so_at_once() {
