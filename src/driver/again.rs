@@ -1,5 +1,6 @@
-//! A loop that a bug of ours has ended is begun again. Its sessions are lost, which is said; its sockets are not, so that those who come
-//! next are served. The other loops never notice.
+//! A thread that a bug of ours has ended is begun again. A loop's sessions are lost, which is said; its sockets are not, so that those who
+//! come next are served. The other threads never notice. So it is with whoever probes and whoever answers for `--metrics`: without the
+//! first what was learned would hold for ever, and nobody would see that the second is gone before he asks.
 //!
 //! A panic within one session ends that session alone ([`crate::engine::Crowd`]) and never comes here.
 
@@ -13,11 +14,12 @@ use rustix::event::{Timespec, poll};
 /// Between two beginnings: a bug that comes with the beginning must not take a processor for itself.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Runs `this` to its end, as often as it takes.
+/// Runs `this` to its end, as often as it takes; `what` a bug ends with it, for the log.
 ///
 /// # Errors
 /// Those of the end, or it can't be begun again.
 pub(super) fn serve<L>(
+    what: &str,
     mut this: L,
     mut run: impl FnMut(&mut L) -> io::Result<()>,
     mut anew: impl FnMut(L) -> io::Result<L>,
@@ -26,7 +28,7 @@ pub(super) fn serve<L>(
         if let Ok(ended) = catch_unwind(AssertUnwindSafe(|| run(&mut this))) {
             return ended;
         }
-        error!("a bug of ours has ended a loop and its sessions: it is begun again");
+        error!("a bug of ours has ended {what}: it is begun again");
         // Sleeping is no system call of a loop's; waiting for nothing is.
         let _ = poll(&mut [], Some(&Timespec::try_from(PAUSE).unwrap_or_default()));
         this = anew(this)?;
@@ -70,6 +72,7 @@ mod tests {
         log::set_max_level(log::LevelFilter::Error);
         let mut runs = 0;
         let outcome = serve(
+            "seven",
             7,
             |number| {
                 runs += 1;
@@ -79,9 +82,9 @@ mod tests {
             |number| Ok(number + 1),
         );
         assert_eq!((outcome.unwrap_err().to_string(), runs), ("end of 8".to_owned(), 2));
-        let told = "ERROR: a bug of ours has ended a loop and its sessions: it is begun again";
+        let told = "ERROR: a bug of ours has ended seven: it is begun again";
         assert!(LINES.lock().unwrap().iter().any(|line| line == told));
-        let lost = serve(7, |_| panic!("provoked"), |_| Err(io::Error::other("no descriptor")));
+        let lost = serve("seven", 7, |_| panic!("provoked"), |_| Err(io::Error::other("no descriptor")));
         assert_eq!(lost.unwrap_err().to_string(), "no descriptor");
     }
 
@@ -103,7 +106,7 @@ mod tests {
         let meter = Arc::new(Meter::default());
         let worker = Worker::new(house.clone(), vec![ear], stop.try_clone().unwrap(), None, meter.clone()).unwrap();
         let bug = worker.bug.clone();
-        let ended = thread::spawn(move || serve(worker, Worker::run, Worker::anew));
+        let ended = thread::spawn(move || serve("a loop", worker, Worker::run, Worker::anew));
 
         let mut first = TcpStream::connect(address).unwrap();
         until("the first is not served", || house.admission.taken() == 1);

@@ -138,7 +138,7 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
         let give_up = give_up(needs.clone());
         let probe = move || {
             give_up();
-            prober.run();
+            prober.serve();
         };
         thread::Builder::new().name("prober".to_owned()).spawn(probe).map_err(fatal("start a loop"))?;
     }
@@ -289,7 +289,7 @@ fn tickets(config: &Config) -> Result<Option<Tickets>, Fatal> {
 
 /// A loop's thread. Returns its exit code.
 fn run(worker: Worker, _over: &Over) -> u8 {
-    match again::serve(worker, Worker::run, Worker::anew) {
+    match again::serve("a loop and its sessions", worker, Worker::run, Worker::anew) {
         Ok(()) => exit::OVER,
         Err(error) => {
             error!("a loop ends: {error}");

@@ -26,6 +26,7 @@ use crate::sys::dial::{self, Target};
 use crate::sys::end::End;
 use crate::sys::spawner::Spawner;
 
+use super::again;
 use super::worker::variables;
 
 /// The two that every probe is one of: TEST-NET-1 and TEST-NET-2 (RFC 5737), names that nobody has (RFC 6761 6.4).
@@ -162,14 +163,24 @@ impl Prober {
     }
 
     /// Probes whenever it is time to, for as long as the process lives.
-    pub(super) fn run(mut self) {
+    pub(super) fn serve(self) {
+        let name = self.server.name().to_string();
+        let what = format!("the probes of {name}");
+        // What the bug has met with may still be there.
+        let anew = |prober: Self| Ok(Self { due: Instant::now() + AGAIN, ..prober });
+        if let Err(error) = again::serve(&what, self, Self::run, anew) {
+            warn!("{name} is not probed any more: {error}");
+        }
+    }
+
+    fn run(&mut self) -> io::Result<()> {
         loop {
             let is_due = (self.certainty != Certainty::Never).then_some(self.due);
             let left = is_due.map(|due| due.saturating_duration_since(Instant::now()));
             let left = left.map(|left| Timespec::try_from(left).unwrap_or_default());
             match poll(&mut [PollFd::new(&*self.shared, PollFlags::IN)], left.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => self.tend(),
-                Err(error) => return warn!("{} is not probed any more: {error}", self.server.name()),
+                Err(error) => return Err(error.into()),
             }
         }
     }

@@ -19,6 +19,7 @@ use rustix::net::Shutdown;
 use crate::error::Fatal;
 use crate::sys::listener;
 
+use super::again;
 use super::metrics::{self, Figures};
 use super::sparing::Sparing;
 
@@ -50,7 +51,7 @@ pub(super) fn start(socket: OwnedFd, figures: Arc<Figures>, confine: impl FnOnce
     let thread = thread::Builder::new().name("metrics".to_owned());
     thread.spawn(move || {
         confine();
-        if let Err(error) = serve(&socket, &figures) {
+        if let Err(error) = again::serve("who answers for metrics", (), |()| serve(&socket, &figures), Ok) {
             error!("no metrics any more: {error}");
         }
     })?;

@@ -1,7 +1,15 @@
 //! Bugs of ours. There is no back door to a panic: here the kernel lies (strace's injections), and the program believes it.
 
+use std::net::TcpListener;
+use std::sync::mpsc::channel;
+use std::thread;
+
+use rustix::process::Signal;
+
 use crate::child::Child;
-use crate::door::{Door, Shape, Start};
+use crate::door::{Door, Shape, Start, free_address};
+use crate::lazy::{CERTAIN, serve};
+use crate::page::status;
 use crate::steps::{At, Standing, ask_child};
 use crate::stream::wait_until;
 use crate::trace::Trace;
@@ -67,4 +75,54 @@ fn a_panic_in_one_session_of_a_listener_ends_that_one_and_no_other() {
     let said = door.said();
     assert!(said.contains("]: error: bug: panicked at src/") && said.matches(told).count() == 1, "{said}");
     assert!(!said.contains("a bug of ours has ended a loop"), "{said}");
+}
+
+#[test]
+fn a_panic_of_who_answers_for_metrics_is_told_and_he_answers_again() {
+    let lie = format!("inject=read:retval=100000:when={}", 6 * TRUE_READS);
+    let trace = Trace::of(&["-f", "-e", "trace=read", "-e", &lie]);
+    let address = free_address();
+    let options = ["--metrics", &address.to_string()];
+    let start = Start { options: &options, through: &trace.through(), shape: Shape::Listener, ..Start::USUAL };
+    let door = Door::open(&start);
+    let is_well = || status(address, "GET /healthz HTTP/1.0\r\n\r\n") == "HTTP/1.1 200 OK";
+    let asked = (0..6 * TRUE_READS).take_while(|_| is_well()).count();
+    assert!(asked < 6 * TRUE_READS, "it does not believe the kernel");
+    assert!(is_well(), "{}", door.said());
+    let told = "a bug of ours has ended who answers for metrics: it is begun again";
+    assert_eq!(door.said().matches(told).count(), 1, "{}", door.said());
+}
+
+/// Without a certificate only the prober reads much when it is told to probe anew.
+#[test]
+fn a_panic_of_who_probes_is_told_and_he_probes_again() {
+    let lie = format!("inject=read:retval=100000:when={}", 8 * TRUE_READS);
+    let trace = Trace::of(&["-f", "-e", "trace=read", "-e", &lie]);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let options = ["--lazy", "--plain", &listener.local_addr().unwrap().to_string()];
+    let (served, probes) = channel();
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let served = served.clone();
+            thread::spawn(move || served.send(serve(client.unwrap(), false)));
+        }
+    });
+    let start = Start { options: &options, certificate: false, program: Some(&[]), ..Start::USUAL };
+    let door = Door::open(&Start { through: &trace.through(), shape: Shape::Listener, ..start });
+    assert!(wait_until(PATIENCE, || door.said().contains(CERTAIN)), "{}", door.said());
+    let told = "a bug of ours has ended the probes of ";
+    for _ in 0..8 * TRUE_READS {
+        door.kill(Signal::HUP);
+        // One that meets the lie is not served to its end.
+        let is_over = || probes.try_recv().is_ok() || door.said().contains(told);
+        assert!(wait_until(PATIENCE, is_over), "{}", door.said());
+        if door.said().contains(told) {
+            break;
+        }
+    }
+    probes.try_iter().for_each(drop);
+    assert_eq!(door.said().matches(told).count(), 1, "it does not believe the kernel: {}", door.said());
+    door.kill(Signal::HUP);
+    let probe = probes.recv_timeout(PATIENCE).unwrap();
+    assert!(probe.ends_with(b"QUIT\r\n"), "{}", probe.escape_ascii());
 }

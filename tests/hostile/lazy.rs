@@ -189,7 +189,7 @@ fn nothing_is_served_where_nothing_can_be_learned() {
 }
 
 /// A daemon that answers each command with itself, and behind DATA each octet, until the client closes. Returns what all have said.
-fn serve(mut client: impl Read + Write, is_relay: bool) -> Vec<u8> {
+pub(crate) fn serve(mut client: impl Read + Write, is_relay: bool) -> Vec<u8> {
     client.write_all(b"220 daemon\r\n").unwrap();
     let (mut heard, mut line) = (Vec::new(), Vec::new());
     let mut octets = [0; 65536];
