@@ -183,12 +183,10 @@ fn plain_target(config: &Config) -> Result<Option<Target>, Fatal> {
             Place::Tcp(host.clone(), *port)
         }
         Some(cli::Server::Tcp { host, port }) => {
-            let found = (host.as_str(), *port)
-                .to_socket_addrs()
-                .and_then(|mut found| found.next().ok_or_else(|| io::Error::other(format!("{host} has no address"))));
-            Place::Tcp(
-                found.map_err(|error| Fatal::System("find the plaintext server", error))?.ip().to_string(),
-                *port,
+            let found = (host.as_str(), *port).to_socket_addrs();
+            Place::Found(
+                host.clone(),
+                found.map_err(|error| Fatal::System("find the plaintext server", error))?.collect(),
             )
         }
     };

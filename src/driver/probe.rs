@@ -372,7 +372,23 @@ fn wait(end: impl AsFd, wanted: PollFlags, patience: Duration) -> io::Result<()>
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::io::Write;
+    use std::net::TcpListener;
+
     use super::*;
+    use crate::sys::dial::Place;
+
+    #[test]
+    fn a_daemon_is_found_at_the_second_of_its_addresses() {
+        let [nobody, daemon] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let found = [&nobody, &daemon].map(|listener| listener.local_addr().unwrap()).to_vec();
+        drop(nobody);
+        let target = Target { place: Place::Found("two".to_owned(), found), source: None, loopback_only: false };
+        let refuses = std::thread::spawn(move || daemon.accept().unwrap().0.write_all(b"554 here\r\n"));
+        let heard = probe_daemon(&target, "p.invalid", Timeouts::default()).unwrap();
+        refuses.join().unwrap().unwrap();
+        assert_eq!(Learned::from_probe(&heard, Name { name: "", address: None }).unwrap_err(), "it greeted with 554");
+    }
 
     #[test]
     fn an_answer_that_comes_too_late_is_no_later_probes() {

@@ -37,6 +37,8 @@ pub struct Target {
 pub enum Place {
     /// A name or an address literal, and the TCP port.
     Tcp(String, u16),
+    /// A name that was looked up already, and all of its addresses.
+    Found(String, Vec<SocketAddr>),
     /// A UNIX stream socket.
     Unix(PathBuf),
 }
@@ -53,7 +55,7 @@ pub enum Address {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp(host, _) => f.write_str(host),
+            Self::Tcp(host, _) | Self::Found(host, _) => f.write_str(host),
             Self::Unix(path) => path.display().fmt(f),
         }
     }
@@ -83,6 +85,7 @@ impl Target {
     pub fn literal(&self) -> Option<Vec<Address>> {
         let (host, port) = match &self.place {
             Place::Tcp(host, port) => (host, *port),
+            Place::Found(_, found) => return Some(found.iter().copied().map(Address::Tcp).collect()),
             Place::Unix(path) => return Some(vec![Address::Unix(path.clone())]),
         };
         if let Ok(address) = host.parse::<IpAddr>() {

@@ -27,6 +27,7 @@
 //! can be read. A static glibc looks names up with shared libraries, so there its folders can be read and memory can be executable.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
@@ -141,8 +142,10 @@ fn restrict(needs: &Needs) -> io::Result<u32> {
     let mut readable: Vec<PathBuf> = needs.files.clone();
     let mut ports = Vec::new();
     for target in &needs.targets {
-        if let Place::Tcp(_, port) = target.place {
-            ports.push(port);
+        match &target.place {
+            Place::Tcp(_, port) => ports.push(*port),
+            Place::Found(_, found) => ports.extend(found.iter().map(SocketAddr::port)),
+            Place::Unix(_) => {}
         }
         if is_named(target) {
             ports.push(DNS);
