@@ -7,7 +7,7 @@
 //! |---|---|
 //! | the session | reading, writing, splicing, polling and closing what is open; memory that is never executable; time and random octets |
 //! | PROG, once or twice | signals to it, its end, its reaping |
-//! | HOST PORT | TCP to that port and to no other; with `unix:PATH` a UNIX socket instead; in ways without HOST none |
+//! | HOST PORT, a listener's `--plain` | TCP to these ports and to no other; with `unix:PATH` a UNIX socket instead; without either none |
 //! | a HOST that is a name | a thread, the resolver's files, UDP, TCP to port 53 |
 //! | a folder of roots | reading beneath [`Needs::files`] |
 //!
