@@ -144,6 +144,15 @@ fn a_greeting_that_is_never_the_same_is_the_servers_own_to_say() {
     assert!(wait_until(PATIENCE, || stage.lines("started").len() == 3), "{:?}", stage.lines("started"));
 }
 
+#[test]
+fn an_ehlo_reply_that_is_never_the_same_is_the_servers_own_to_say() {
+    let odd = "printf '220 mx\\r\\n'; while read line; do printf '250 session %s\\r\\n' $$; done";
+    let mut stage = Stage::new(odd, &LAZY);
+    stage.says("its reply to ehlo is not always the same: every client gets one of its own");
+    stage.door.connect();
+    assert!(wait_until(PATIENCE, || stage.lines("started").len() == 3), "{:?}", stage.lines("started"));
+}
+
 /// By itself, five seconds later, and not given up for one that tells the time.
 #[test]
 fn a_server_that_refuses_the_second_probe_is_probed_again() {

@@ -131,6 +131,20 @@ fn a_place_is_given_back_however_the_session_ends() {
     assert!(wait_until(PATIENCE, is_free), "{}", stage.door.said());
 }
 
+/// Nobody listens at HOST.
+#[test]
+fn a_session_has_so_many_starttls_that_fail_and_one_more_is_a_421() {
+    for (options, most) in [(&[][..], 10), (&["--max-starttls", "2"], 2)] {
+        let mut stage = stage(options);
+        stage.talk(&[("", "220 mx\r\n"), EHLO]);
+        for _ in 0..most {
+            stage.talk(&[("STARTTLS\r\n", "454 4.7.0 TLS not available\r\n")]);
+        }
+        stage.talk(&[("STARTTLS\r\n", "421 4.7.0 Too many failed STARTTLS, closing connection\r\n")]);
+        stage.door.client.as_mut().unwrap().get_end().unwrap();
+    }
+}
+
 /// How many sessions a second's line says were refused, and how many lines there are.
 fn refused(said: &str) -> (usize, usize) {
     let lines: Vec<&str> = said.lines().filter(|line| line.contains("]: warning: client=")).collect();
