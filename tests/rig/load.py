@@ -4,7 +4,8 @@
 
 The listener has no PROG: its plaintext server is a daemon (--plain), HOST another that speaks TLS from the first octet; both are the
 `serve` of this file, in processes of their own. No session goes on to its letter before all are greeted and past EHLO. Letters are drawn
-at random and differ all. What is found out besides: that memory does not stay with what is over, and that no session is refused or lost.
+at random and differ all. What is found out besides: that memory does not stay with what is over, that no session is refused or lost, and
+that the daemon is connected to for the letters in clear alone.
 PROGRAM is the program. The exit code is 0 if nothing is lost, damaged or left behind.
 """
 
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 
 PATIENCE = 120  # seconds for anything
 GREETED = 100  # clients that are greeted at a time
@@ -149,8 +151,9 @@ class Listener:
     def __init__(self, folder, plain, host):
         self.log = pathlib.Path(folder, "log")
         self.port = 10_000 + os.getpid() % 20_000
+        self.metrics = f"127.0.0.1:{self.port + 20_000}"
         command = [os.environ["PROGRAM"], "--listen", f"127.0.0.1:{self.port}", "--workers", "2", "--max-sessions", "12000", "--cert", f"{folder}/cert.pem",
-                   "--key", f"{folder}/key.pem", "--trusted-loopback", "--plain", f"127.0.0.1:{plain}", "127.0.0.1", str(host)]
+                   "--key", f"{folder}/key.pem", "--trusted-loopback", "--metrics", self.metrics, "--plain", f"127.0.0.1:{plain}", "127.0.0.1", str(host)]
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(command, stderr=log, env={"PATH": os.environ["PATH"]})
         self.says("is started when a client needs it")
@@ -178,6 +181,12 @@ class Listener:
         tasks = os.listdir(f"/proc/{self.process.pid}/task")
         texts = [self.of_proc(f"task/{task}/status") for task in tasks]
         return sum(int(line.split()[1]) for text in texts for line in text.splitlines() if line.startswith("voluntary_ctxt_switches:"))
+
+    def summoned(self):
+        """Sessions for which the daemon was connected to."""
+        with urllib.request.urlopen(f"http://{self.metrics}/metrics", timeout=PATIENCE) as page:
+            text = page.read().decode()
+        return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("starttls_wrapper_plaintext_servers_summoned_total "))
 
     def end(self):
         self.process.send_signal(signal.SIGTERM)
@@ -225,6 +234,8 @@ def run(count, idle):
             asyncio.run(hold(listener, idle, context))
         ended = lambda: listener.said().count(" end=\"over\"")
         until(lambda: ended() == ROUNDS * count + idle, f"not each of {ROUNDS * count + idle} sessions has ended well")
+        summoned, clear = listener.summoned(), ROUNDS * len(range(0, count, 2))
+        expect(summoned == clear, f"the daemon was connected to for {summoned} sessions; {clear} were in clear")
         listener.end()
 
 
