@@ -1,5 +1,6 @@
 //! Two listeners behind HAProxy, by the README's own configuration: clients keep their address, a front end that is killed takes no
-//! sessions but its own with it, one that is told to stop lets them end, and a ticket of one is good for the other.
+//! sessions but its own with it, one that is told to stop lets them end, a ticket of one is good for the other, and HAProxy's health checks
+//! start no PROG.
 
 use std::cell::Cell;
 use std::io::{BufRead, BufReader, Write};
@@ -15,9 +16,10 @@ use crate::letter::Queue;
 use crate::readme::{block_behind, with};
 use crate::stage::{PATIENCE, Stage, is_listening, wait_for};
 
-/// PROG: it greets by the name that it is given, and says whom it takes its client for.
+/// PROG: it greets by the name that it is given, says whom it takes its client for, and writes down for whom it was started.
 const PROG: &str = r#"#!/bin/sh
 CR=$(printf '\r')
+echo "$TCPREMOTEIP" >>"$0.started"
 printf '220 %s\r\n' "$1"
 while IFS= read -r line; do
     case ${line%"$CR"} in
@@ -188,4 +190,11 @@ fn two_front_ends_behind_haproxy_serve_as_one() {
     assert_eq!(new.says("NOOP").expect("a reply"), "250 ok");
     assert_eq!(stage.wait_until_ended("mx2-1").code(), Some(0));
     assert!(begin.elapsed() < Duration::from_secs(30), "with its last session, and not with --drain");
+
+    // HAProxy's checks, which come from loopback, were served, and PROG was started for none of them.
+    let log = stage.log("mx2-1");
+    let is_check = |line: &&str| line.contains("client=127.0.0.1:") && line.contains(r#" end="over" "#);
+    assert!(log.lines().filter(is_check).count() > 0, "{log}");
+    let started = std::fs::read_to_string(stage.path("prog.started")).expect("PROG was started");
+    assert!(started.contains("127.0.0.2\n") && !started.contains("127.0.0.1\n"), "{started}");
 }
