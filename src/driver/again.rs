@@ -49,7 +49,7 @@ mod tests {
 
     use super::super::worker::{House, Stage, Worker};
     use super::*;
-    use crate::engine::meter::{Count, Meter};
+    use crate::engine::meter::Count;
     use crate::sys::listener::{self, Listening};
 
     static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -96,35 +96,41 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_loop_that_a_bug_has_ended_serves_those_who_come_next() {
-        let house = House::bare_one(9);
+    /// A loop, and where it listens.
+    fn begin(house: &Arc<House>) -> (Worker, SocketAddr) {
         let socket = listener::open("127.0.0.1:0".parse().unwrap()).unwrap();
-        let address: SocketAddr = rustix::net::getsockname(&socket).unwrap().try_into().unwrap();
+        let address = rustix::net::getsockname(&socket).unwrap().try_into().unwrap();
+        let ears = vec![Listening { socket, is_shared: false }];
         let stop = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
-        let ear = Listening { socket, is_shared: false };
-        let meter = Arc::new(Meter::default());
-        let worker = Worker::new(house.clone(), vec![ear], stop.try_clone().unwrap(), None, meter.clone()).unwrap();
-        let bug = worker.bug.clone();
-        let ended = thread::spawn(move || serve("a loop", worker, Worker::run, Worker::anew));
+        (Worker::new(house.clone(), ears, stop, None, Arc::default()).unwrap(), address)
+    }
 
-        let mut first = TcpStream::connect(address).unwrap();
-        until("the first is not served", || house.admission.taken() == 1);
+    #[test]
+    fn a_loop_that_a_bug_has_ended_serves_those_who_come_next_and_another_never_notices() {
+        let house = House::bare_one(9);
+        let [(worker, address), (second, another)] = [(); 2].map(|()| begin(&house));
+        let (bug, meter) = (worker.bug.clone(), worker.meter.clone());
+        let [stop, stop_second] = [&worker, &second].map(|one| one.stop.try_clone().unwrap());
+        let ended = [worker, second].map(|one| thread::spawn(move || serve("a loop", one, Worker::run, Worker::anew)));
+
+        let [mut first, other] = [address, another].map(|at| TcpStream::connect(at).unwrap());
+        until("the first two are not served", || house.admission.taken() == 2);
         bug.store(true, Ordering::Relaxed);
         // Not by who comes next: it may be accepted before the bug has its turn, and is then lost too.
         rustix::io::write(&stop, &1_u64.to_ne_bytes()).unwrap();
         assert_eq!(first.read(&mut [0]).unwrap(), 0, "its session is lost");
-        let mut next = [(); 2].map(|()| TcpStream::connect(address).unwrap());
-        until("those who come next are not served", || house.admission.taken() == 2);
+        let next = [(); 2].map(|()| TcpStream::connect(address).unwrap());
+        until("those who come next are not served", || house.admission.taken() == 3);
         house.stage.store(Stage::End as u8, Ordering::Release);
-        rustix::io::write(&stop, &1_u64.to_ne_bytes()).unwrap();
-        for client in &mut next {
+        for stop in [stop, stop_second] {
+            rustix::io::write(&stop, &1_u64.to_ne_bytes()).unwrap();
+        }
+        for mut client in next.into_iter().chain([other]) {
             let mut said = String::new();
             client.read_to_string(&mut said).unwrap();
             assert_eq!(said, "421 4.3.2 Service shutting down\r\n");
         }
-        drop(next);
-        assert!(ended.join().unwrap().is_ok());
+        assert!(ended.into_iter().all(|loops| loops.join().unwrap().is_ok()));
         assert_eq!(house.admission.taken(), 0);
         let at_present: u64 = meter.states.iter().map(Count::value).sum();
         let ended: u64 = meter.ended.iter().map(Count::value).sum();

@@ -102,7 +102,7 @@ pub(super) struct Worker {
     poll: Poll,
     ears: Vec<Ear>,
     /// Readable when the stage has changed.
-    stop: OwnedFd,
+    pub(super) stop: OwnedFd,
     /// Who starts PROG, where it is one that is started.
     spawner: Option<Spawner>,
     /// Whom the spawner is to answer, in turn, and since when.
@@ -116,7 +116,7 @@ pub(super) struct Worker {
     pauses: Sparing,
     /// And of sessions that their plaintext server has failed.
     failed: Sparing,
-    meter: Arc<Meter>,
+    pub(super) meter: Arc<Meter>,
     /// Nobody new but these, who may be in a queue that goes with its socket.
     promised: Option<usize>,
     is_ending: bool,
