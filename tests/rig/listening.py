@@ -25,7 +25,7 @@ from stage import Broken, below, described, expect, is_listening, wait_for
 ERRORS = ["EINTR", "EAGAIN", "EMFILE", "ENOMEM", "EPIPE", "ECONNRESET", "EIO"]
 MOST = 20
 VISITS = 5  # each of its threads and its spawner may have its fault in another one's session
-NOT_OURS = {"execve", "close", "getrandom", "exit_group", "exit", "arch_prctl", "set_tid_address", "rt_sigreturn", "+++", "---"}
+NOT_OURS = {"execve", "close", "getrandom", "geteuid", "exit_group", "exit", "arch_prctl", "set_tid_address", "rt_sigreturn", "+++", "---"}
 # What can't fail so, and what libraries don't expect to: wake-ups, which are lost where strace does not carry them out; the mask of signals; limits read.
 NOT_OURS |= {"futex", "rt_sigprocmask", "prlimit64"}
 # A thread wakes another by an eventfd, which takes every write; and nobody says EAGAIN where there is something: it would be told once.
