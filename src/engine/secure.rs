@@ -201,10 +201,17 @@ impl Conn {
         moved
     }
 
-    /// Nothing unsent, and a fresh look at backend and client, whatever readiness is remembered: then the 220.
+    /// Nothing unsent, and a fresh look at whoever does TLS, backend and client, whatever readiness is remembered: then the 220.
     pub(super) fn commit(&mut self, now: Instant) -> bool {
         if !self.session.to_client.is_empty() {
             return self.read_client(now);
+        }
+        // PROG may have thought about RSET for a while.
+        if self.policy.way.is_ucspi_tls()
+            && let Err(why) = self.look_at_tls_server()
+        {
+            self.session.handle_handover_failed(why, now);
+            return true;
         }
         if let Some(backend) = &mut self.backend {
             backend.input().readable = true;

@@ -148,6 +148,30 @@ fn a_server_that_is_gone_before_the_220_is_a_454() {
     }
 }
 
+/// PROG may think about RSET for longer than that server lives.
+#[test]
+fn a_server_that_dies_while_prog_is_asked_is_a_454() {
+    let (mut door, mut child, server) = under_server("serve", Way::UcspiTls);
+    greet(&mut door, &mut child).unwrap();
+    let client = door.client.as_mut().unwrap();
+    client.send(b"STARTTLS\r\n");
+    child.get(b"RSET\r\n").unwrap();
+    let server = server.unwrap();
+    signal(&server, Signal::KILL);
+    // Reaped when the session goes on without TLS, and not before.
+    let is_zombie = || fs::read_to_string(format!("/proc/{server}/stat")).unwrap().contains(") Z ");
+    assert!(wait_until(PATIENCE, is_zombie));
+    child.send(b"250 Ok\r\n");
+    client.get(b"454 4.7.0 TLS not available\r\n").unwrap();
+    let told = "STARTTLS answered 454: way ucspi-tls, commit failed: the UCSPI-TLS server is gone";
+    assert!(door.said().contains(told), "{}", door.said());
+    crate::steps::ask_child(&mut door, &mut child, "NOOP\r\n", "250 Ok\r\n").unwrap();
+    drop(door.client.take());
+    child.exit(0);
+    assert_eq!(door.code(), 1);
+    assert!(is_gone(&server));
+}
+
 #[test]
 fn a_server_that_gives_up_behind_the_220_is_98_and_nothing_in_clear() {
     let (mut door, mut child, server) = under_server("gives-up", Way::UcspiTls);
