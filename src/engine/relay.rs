@@ -6,7 +6,7 @@ use std::time::Instant;
 use log::warn;
 use mio::Interest;
 
-use crate::session::{BackendEnd, ChildEnd, ClientEnd, EndReason, Phase, Session};
+use crate::session::{BackendEnd, ChildEnd, ClientEnd, EndReason, HandoverFailure, Phase, Session, Way};
 use crate::sys::child;
 use crate::sys::end::{End, Registry};
 
@@ -85,9 +85,24 @@ impl Conn {
         if let Some(source) = self.child_out.as_mut().filter(|_| self.session.to_client.is_empty())
             && relay.to_client.is_awake
         {
-            match relay.to_client.run(source, client.ends.output()) {
+            let run = relay.to_client.run(source, client.ends.output());
+            // By the way `raw` that HOST goes without a word is all that is ever seen of a header that it did not take, or of TLS that
+            // it could not begin.
+            let is_wordless = self.session.phase() == Phase::RelayTls
+                && self.policy.way == Way::Raw
+                && relay.to_client.moved == 0
+                && !client.is_over
+                && !client.is_lost;
+            match run {
                 Run::Wait => {}
                 Run::Again => again = true,
+                Run::Ended | Run::SourceBroke if is_wordless => {
+                    let how = if matches!(run, Run::Ended) { "closed" } else { "broke off" };
+                    let why = format!("the backend {how} without a word");
+                    let failure = HandoverFailure { way: Way::Raw, step: Phase::RelayTls, why };
+                    self.session.handle_end(EndReason::Handover(failure), now);
+                    again = true;
+                }
                 Run::SourceBroke if self.child.is_none() => {
                     let reason = match self.session.phase() {
                         Phase::RelayPlain => EndReason::Child(ChildEnd::BrokeOff),

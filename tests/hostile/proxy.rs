@@ -50,6 +50,30 @@ fn a_server_that_closes_on_an_early_header_is_a_454() {
     });
 }
 
+/// The client hears its 220 before HOST has looked at the header, and then nothing: that TLS is HOST's.
+#[test]
+fn by_raw_a_server_that_closes_on_an_early_header_is_no_good_end() {
+    let ends = [(ENDS[0], "the backend closed without a word"), (ENDS[1], "the backend broke off without a word")];
+    all_of(&ends, |&(end, why)| {
+        let mut standing = Standing::at(At::Snoop, &Start { way: Way::Raw, ..EARLY });
+        standing.door.backend.listen();
+        let client = standing.door.client.as_mut().unwrap();
+        client.send(b"STARTTLS\r\n");
+        standing.door.backend.accept_only().unwrap();
+        standing.door.backend.held().proxy_header().unwrap();
+        client.get(b"220 2.0.0 Ready to start TLS\r\n").unwrap();
+        standing.child.get(b"QUIT\r\n").unwrap();
+        standing.child.exit(0);
+        end(standing.door.backend.take());
+        assert_eq!(client.get_end(), Ok(End::Clean));
+        drop(standing.door.client.take());
+        assert_eq!(standing.door.code(), 111);
+        is_told_once(&standing.door.said(), &format!("way raw, relay failed: {why}"));
+        assert!(standing.door.said().contains("mode=raw"), "{}", standing.door.said());
+        standing.must_be_gone();
+    });
+}
+
 /// A client that takes its time is longer than some servers wait for a header.
 #[test]
 fn a_server_that_does_not_wait_for_a_late_header_is_a_421_inside_tls() {

@@ -105,6 +105,8 @@ fn a_reset_of_either_side_ends_the_session_and_is_told() {
     let _ = door.backend.wire().unwrap().rest();
     assert_eq!(door.code(), 1);
     let Standing { mut door, .. } = untouched(&[]);
+    door.backend.wire().unwrap().send(b"TLS");
+    door.client.as_mut().unwrap().get(b"TLS").unwrap();
     door.backend.take().reset();
     let _ = door.client.as_mut().unwrap().rest();
     assert_eq!(door.code(), 111);
