@@ -9,7 +9,7 @@ use crate::engine::talk::{Reply, Talk};
 /// Whose mail nobody here takes, and who reads none (RFC 2606).
 pub(super) const STRANGER: &str = "starttls-wrapper-check@example.com";
 
-/// Who we then are, beside the empty sender, which some refuse.
+/// Who we then are, beside the empty sender, which some refuse: at MAIL, or (Postfix: `smtpd_delay_reject`) not before RCPT.
 const SENDER: &str = "postmaster@example.net";
 
 /// An outside client's address (RFC 5737, TEST-NET-1), and its port.
@@ -27,12 +27,21 @@ pub(super) enum Relays {
     Unclear(String),
 }
 
-/// Asks a server that was greeted and told EHLO. It is left as it was.
+/// Asks a server that was greeted and told EHLO. It is left as it was. It does not relay if it takes the mail from neither sender.
 pub(super) fn ask(talk: &mut Talk, patience: Duration) -> Result<Relays, String> {
-    let mut mail = talk.ask("MAIL FROM:<>", patience)?;
-    if mail.code.class() == b'5' {
-        mail = talk.ask(&format!("MAIL FROM:<{SENDER}>"), patience)?;
+    let nobodys = talk.ask("MAIL FROM:<>", patience)?;
+    if nobodys.code.class() != b'5' {
+        let answer = ask_by(nobodys, talk, patience)?;
+        if !matches!(answer, Relays::No(_)) {
+            return Ok(answer);
+        }
     }
+    let mail = talk.ask(&format!("MAIL FROM:<{SENDER}>"), patience)?;
+    ask_by(mail, talk, patience)
+}
+
+/// By the sender to whom it has said this.
+fn ask_by(mail: Reply, talk: &mut Talk, patience: Duration) -> Result<Relays, String> {
     if !mail.is_good() {
         // That may be no to the sender, and nothing of the recipient; 530 (RFC 3207, RFC 4954) is to whoever is not known.
         return Ok(if mail.code.is(b"530") {

@@ -170,9 +170,32 @@ fn a_good_set_up_has_no_problem_and_nothing_is_mailed() {
         "MAIL FROM:<>",
         "RCPT TO:<starttls-wrapper-check@example.com>",
         "RSET",
+        "MAIL FROM:<postmaster@example.net>",
+        "RCPT TO:<starttls-wrapper-check@example.com>",
+        "RSET",
         "QUIT",
     ];
     assert_eq!(server.heard(), dialogue);
+}
+
+/// As Postfix does by default: what is wrong with the sender is not said before RCPT.
+#[test]
+fn a_relay_that_wants_a_sender_is_found_all_the_same() {
+    let files = Files::of(Certificate::new());
+    let run = |others: &str| {
+        let [shell, c, text] = <[String; 3]>::try_from(prog(&but(&[]), "")).unwrap();
+        let by_sender = format!(
+            "MAIL*) from=$line; printf '250 2.1.0 Ok\\r\\n';;\n\
+             RCPT*) case $from in *'<>'*) printf '554 5.7.1 <>: Sender address rejected\\r\\n';; *) printf '{others}\\r\\n';; esac;;\n\
+             EHLO*)"
+        );
+        let prog = [shell, c, text.replacen("EHLO*)", &by_sender, 1)];
+        check(&files.cert(), &files.key(), &["--way", "respawn"], &[], &prog)
+    };
+    run("250 2.1.5 Ok").has("problem", "PROG: open relay", "the outside client 192.0.2.25 may mail to starttls");
+    let refusal = "554 5.7.1 Relay access denied";
+    run(refusal).has("ok", "PROG: open relay", &format!("not for the outside client 192.0.2.25: \"{refusal}\""));
+    run("451 4.7.1 Greylisted").has("untried", "PROG: open relay", "it answered \"451 4.7.1 Greylisted\" to RCPT");
 }
 
 #[test]
