@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 
 use crate::cli::Config;
 use crate::engine::talk::Talk;
@@ -85,8 +86,12 @@ impl<'a> Road<'a> {
 
     fn attempt(&self, address: &Address, patience: Duration) -> io::Result<std::os::fd::OwnedFd> {
         let socket = self.target.begin(address)?;
-        let patience = Timespec::try_from(patience).unwrap_or_default();
-        match poll(&mut [PollFd::new(&socket, PollFlags::OUT)], Some(&patience))? {
+        let due = Instant::now() + patience;
+        let ready = retry_on_intr(|| {
+            let left = Timespec::try_from(due.saturating_duration_since(Instant::now())).unwrap_or_default();
+            poll(&mut [PollFd::new(&socket, PollFlags::OUT)], Some(&left))
+        });
+        match ready? {
             0 => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer")),
             _ => dial::finish(&socket).map(|()| socket),
         }

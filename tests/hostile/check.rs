@@ -3,6 +3,7 @@
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -10,8 +11,9 @@ use std::thread;
 use std::time::Instant;
 
 use crate::backend::Certificate;
-use crate::stream::wait_readable;
+use crate::stream::{Stream, wait_readable};
 use crate::table::Table;
+use crate::trace::Trace;
 use crate::wire::{PATIENCE, Wire};
 
 /// What a server says: first its greeting, then to each command that begins so.
@@ -354,6 +356,52 @@ fn a_host_that_is_not_there_or_not_believed_is_named() {
         "certificate not trusted: certificate expired",
     );
     assert_eq!((stranger.heard(), server.heard()), (Vec::new(), Vec::new()), "said to one that is not believed");
+}
+
+/// No literal for us, and one for the system's resolver (inet_aton(3)): it is asked as for a name.
+const NAME: &str = "127.1";
+
+#[test]
+fn a_host_that_is_a_name_or_a_unix_socket_is_reached_as_well() {
+    let files = Files::of(Certificate::new());
+    let prog = prog(&but(&[]), "");
+    let server = Server::new(Some(&files.certificate), but(&[]));
+    let host = [NAME.to_owned(), server.port.to_string()];
+    let table = check(&files.cert(), &files.key(), &["--backend-name", "localhost"], &host, &prog);
+    assert_eq!(table.code, Some(0), "{}", table.text);
+    table.has("ok", "HOST is reached", &format!("127.0.0.1:{}", server.port));
+    table.has("ok", "HOST: open relay", "not for this host");
+
+    let path = files.folder.path().join("smtp");
+    let listener = UnixListener::bind(&path).unwrap();
+    thread::spawn(move || {
+        let (socket, _) = listener.accept().unwrap();
+        serve(&mut Wire::over(Stream::socket(socket)), &but(&[]), &Mutex::default());
+    });
+    let host = [format!("unix:{}", path.display())];
+    let table = check(&files.cert(), &files.key(), &["--way", "plain"], &host, &prog);
+    assert_eq!(table.code, Some(0), "{}", table.text);
+    table.has("ok", "HOST is reached", &path.display().to_string());
+    table.has("ok", "HOST: open relay", "not for this host");
+}
+
+#[test]
+fn a_wait_for_host_that_is_interrupted_goes_on() {
+    let files = Files::of(Certificate::new());
+    let server = Server::new(None, but(&[]));
+    // One of them meets that wait.
+    for turn in ["1+2", "2+2"] {
+        let trace =
+            Trace::of(&["-e", "trace=?poll,ppoll", "-e", &format!("inject=?poll,ppoll:error=EINTR:when={turn}")]);
+        let through = trace.through();
+        let mut command = Command::new(through[0]);
+        command.args(&through[1..]).arg(env!("CARGO_BIN_EXE_starttls-wrapper")).args(["--check", "--way", "plain"]);
+        command.arg("--cert").arg(files.cert()).arg("--key").arg(files.key());
+        command.args(at(server.port)).args(prog(&but(&[]), "")).stderr(Stdio::null());
+        let table = Table::of(&mut command);
+        table.has("ok", "HOST is reached", &format!("127.0.0.1:{}", server.port));
+        assert!(trace.log().contains("(INJECTED)"), "{turn}");
+    }
 }
 
 #[test]
