@@ -30,7 +30,7 @@ use crate::error::{Fatal, exit};
 use crate::session::Way;
 use crate::sys::sandbox::{self, Confined};
 use crate::sys::{inherited, privileges};
-use crate::tls::{Identity, Roots};
+use crate::tls::{Identity, Roots, server_name};
 
 use host::Host;
 use prog::Known;
@@ -72,8 +72,13 @@ fn check_host(
     let Some(target) = ucspi::target(config) else { return Ok(()) };
     let own_leaf = identity.map(|identity| identity.leaf().clone());
     let peer = match config.policy.way {
-        // Which certificate HOST shows is for clients to judge.
-        Way::Raw => Some(Peer { roots: Roots::default(), name: target.place.to_string(), insecure: true }),
+        // Which certificate HOST shows is for clients to judge, who know it by another name anyway: where HOST can be none for TLS,
+        // one that can will do.
+        Way::Raw => {
+            let host = target.place.to_string();
+            let name = if server_name(&host).is_ok() { host } else { HELLO.to_owned() };
+            Some(Peer { roots: Roots::default(), name, insecure: true })
+        }
         _ => ucspi::peer(config),
     };
     let tls = match peer.as_ref().map(|peer| peer.set_up(own_leaf.clone())).transpose() {
