@@ -362,14 +362,24 @@ fn the_arguments_of_smtpd_starttls_proxy_io_are_taken_as_they_are() {
 
 /// TLS_UID and TLS_GID are then the server's own: whoever starts us behind it as another user has us drop nothing.
 #[test]
-fn the_ids_of_the_servers_are_not_taken_on_by_who_has_others_already() {
-    let environment = [("TLS_UID", "65533"), ("TLS_GID", "65533")];
-    for way in [Way::UcspiTls, Way::UcspiRespawn] {
+fn the_ids_of_the_servers_are_taken_on_by_who_is_still_root_and_nobody_else() {
+    let environment = [("TLS_UID", "65533"), ("TLS_GID", "65532")];
+    let [uid, gid] = [rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw()];
+    let cases =
+        if uid == 0 { vec![(None, [65533, 65532]), (Some(65534), [65534, 65534])] } else { vec![(None, [uid, gid])] };
+    for (way, (uid, ids)) in
+        [Way::UcspiTls, Way::UcspiRespawn].iter().flat_map(|&way| cases.iter().map(move |&case| (way, case)))
+    {
         let prog = ["/bin/sh", "-c", "printf '220 h\\r\\n'; read -r end"];
-        let start = Start { environment: &environment, program: Some(&prog), uid: Some(65534), ..Start::by(way) };
+        let start = Start { environment: &environment, program: Some(&prog), uid, ..Start::by(way) };
         let mut door = Door::open(&start);
         let greeted = door.client.as_mut().unwrap().get(b"220 h\r\n");
         greeted.unwrap_or_else(|why| panic!("{why}: {}", door.said()));
+        let status = fs::read_to_string(format!("/proc/{}/status", door.program.id())).unwrap();
+        for (field, id) in ["Uid", "Gid"].iter().zip(ids) {
+            let line = format!("{field}:\t{id}\t{id}\t{id}\t{id}\n");
+            assert!(status.contains(&line), "{way}: {line:?}: {status}");
+        }
         door.client.as_mut().unwrap().end();
         assert_eq!(door.code(), 1, "{}", door.said());
         assert!(!door.said().contains("privileges"), "{}", door.said());
