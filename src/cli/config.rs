@@ -1,6 +1,6 @@
 //! What we run with: every value checked, every contradiction refused, nothing changed afterwards.
 
-use core::net::IpAddr;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use core::str::FromStr;
 use core::time::Duration;
 use std::ffi::{OsStr, OsString};
@@ -126,7 +126,10 @@ impl Config {
         let way = way(&typed, send_proxy)?;
         let policy = policy(&typed, way, identity != IdentitySource::None || !typed.way.ends_tls())?;
         let backend_source = backend_source(&typed, host)?;
-        let is_told = send_proxy.is_some() || backend_source.is_some() || typed.times(Id::TrustedLoopback) > 0;
+        // From these two everybody on this host comes.
+        let usual = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        let is_apart = backend_source.is_some_and(|source| !usual.contains(&source.to_canonical()));
+        let is_told = send_proxy.is_some() || is_apart || typed.times(Id::TrustedLoopback) > 0;
         Ok(Self {
             greeting: typed.value(Id::Greeting).map(PathBuf::from),
             ticket_keys: ticket_keys(&typed, &identity)?,

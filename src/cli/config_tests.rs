@@ -106,7 +106,13 @@ fn a_host_on_loopback_may_relay_for_all_unless_it_is_told_or_that_is_meant() {
             }
         }
     }
-    assert!(!warns("--backend-source 127.0.0.53 localhost 25 p"));
+    for source in ["127.0.0.53", "192.0.2.1", "::ffff:127.0.0.53", "2001:db8::1"] {
+        assert!(!warns(&format!("--backend-source {source} localhost 25 p")), "{source}");
+    }
+    // What it would have come from anyway.
+    for source in ["127.0.0.1", "::1", "::ffff:127.0.0.1"] {
+        assert!(warns(&format!("--backend-source {source} localhost 25 p")), "{source}");
+    }
     assert!(warns("--way plain unix:/run/smtp p") && !warns("--way plain --send-proxy v1 unix:/run/smtp p"));
     for line in ["mx.example.org 465 p", "192.0.2.1 465 p", "--way keep p", "--way respawn p", "--mute p"] {
         assert!(!warns(line), "{line}");
