@@ -57,6 +57,8 @@ pub struct Config {
     /// HOST is on this host, takes every client for it, and nobody has said that this is meant: an open relay, if it trusts
     /// loopback.
     pub may_relay_for_all: bool,
+    /// The same of the daemon in PROG's place, which is told of no client by any means.
+    pub may_relay_in_clear: bool,
     /// What the session decides by. `offer_tls` says only that an identity was named: loading it may yet fail.
     pub policy: Policy,
     /// How relayed plaintext moves.
@@ -129,7 +131,12 @@ impl Config {
         // From these two everybody on this host comes.
         let usual = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
         let is_apart = backend_source.is_some_and(|source| !usual.contains(&source.to_canonical()));
-        let is_told = send_proxy.is_some() || is_apart || typed.times(Id::TrustedLoopback) > 0;
+        let is_trusted = typed.times(Id::TrustedLoopback) > 0;
+        let is_told = send_proxy.is_some() || is_apart || is_trusted;
+        let plain = plain(&typed)?;
+        let has_local_daemon = plain.as_ref().is_some_and(|daemon| daemon.host().is_none_or(is_local));
+        // Where TLS is required it hears of mail only by the way on which it goes on behind TLS.
+        let may_mail = !policy.require_tls || way.keeps();
         Ok(Self {
             greeting: typed.value(Id::Greeting).map(PathBuf::from),
             ticket_keys: ticket_keys(&typed, &identity)?,
@@ -142,13 +149,14 @@ impl Config {
             backend_source,
             send_proxy,
             may_relay_for_all: !is_told && server.is_some() && host.is_none_or(is_local),
+            may_relay_in_clear: !is_trusted && has_local_daemon && may_mail,
             policy,
             relay: chosen(&typed, Id::Relay, &[("splice", RelayMode::Splice), ("copy", RelayMode::Copy)])?,
             verbosity: verbosity(typed.times(Id::Verbose), typed.times(Id::Quiet)),
             uid: unprivileged(&typed, Id::TlsUid)?,
             gid: unprivileged(&typed, Id::TlsGid)?,
             listen: listen(&typed)?,
-            plain: plain(&typed)?,
+            plain,
             mute: mute(&typed)?,
             sandbox: typed.times(Id::NoSandbox) == 0,
             server,
@@ -192,7 +200,9 @@ fn refuse_idle(typed: &Typed) -> Result<(), Fatal> {
         Way::Raw => [&own[..], &tls, &[Id::ProxyFacts, Id::Replay, Id::GreetingTimeout, Id::ReplayTimeout]].concat(),
         Way::Mute => [&own[..], &tls, &snoop, &host[..6], &[Id::Greeting]].concat(),
     };
-    match idle.iter().find(|id| typed.times(**id) > 0) {
+    // A daemon in PROG's place may be on loopback, whatever the way.
+    let is_about_daemon = |id: Id| id == Id::TrustedLoopback && typed.times(Id::Plain) > 0;
+    match idle.iter().find(|id| typed.times(**id) > 0 && !is_about_daemon(**id)) {
         Some(id) => usage(format!("{} says nothing with {}", called(*id), args::called(typed.way))),
         None => Ok(()),
     }

@@ -122,6 +122,25 @@ fn a_host_on_loopback_may_relay_for_all_unless_it_is_told_or_that_is_meant() {
 }
 
 #[test]
+fn a_daemon_on_loopback_may_relay_for_all_unless_that_is_meant() {
+    let warns = |line: &str| with(&format!("--listen 127.0.0.1:25 {line}"), &[]).unwrap().may_relay_in_clear;
+    let servers = ["--plain 127.0.0.1:26", "--plain [::1]:26", "--plain localhost:26", "--plain unix:/run/smtp"];
+    for server in servers {
+        for way in ["mx.example.org 465", "--send-proxy v1 127.0.0.1 465", "--backend-source 127.0.0.53 127.0.0.1 465"]
+        {
+            assert!(warns(&format!("{server} {way}")), "{server} {way}");
+            assert!(!warns(&format!("{server} --trusted-loopback {way}")), "{server} {way}");
+            assert!(!warns(&format!("{server} --require-tls {way}")), "{server} {way}");
+        }
+        assert!(warns(&format!("{server} --require-tls --way keep")), "{server}");
+        assert!(!warns(&format!("{server} --trusted-loopback --way keep")), "{server}");
+    }
+    for line in ["--plain 192.0.2.1:26 localhost 465", "localhost 465 p", "--way keep p"] {
+        assert!(!warns(line), "{line}");
+    }
+}
+
+#[test]
 fn ports_are_numbers_from_1_to_65535() {
     for port in ["1", "465", "65535"] {
         let expected = Server::Tcp { host: "h".to_owned(), port: port.parse().unwrap() };

@@ -253,7 +253,7 @@ pub const OPTIONS: [OptionSpec; 61] = [
         Id::TrustedLoopback,
         "trusted-loopback",
         Group::Backend,
-        "do not warn that a HOST on this host may relay for everybody",
+        "do not warn that a server on this host may relay for everybody",
     ),
     valued(
         Id::Replay,

@@ -45,6 +45,10 @@ use super::worker::{House, Stage, Worker};
 /// What a UCSPI server says of a client and we do not: nothing of an older one may be found in its place.
 pub(super) const UCSPI_VARIABLES: [&str; 3] = ["TCPREMOTEHOST", "TCPREMOTEINFO", "TCPLOCALHOST"];
 
+/// What is said where the plaintext server can't tell a client from this host.
+const HAZARD: &str = "the server of --plain takes every client for this host: an open relay, if it relays for loopback \
+                      (--trusted-loopback, where it does not)";
+
 /// Descriptors that are no session's: log, the opener, signals, a probe, those who ask for metrics, with room to spare.
 const OUR_OWN: u64 = 100;
 
@@ -81,7 +85,13 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
     let files = renewal::files(&config, peer.as_ref());
     let opener = if files.is_empty() { None } else { Some(Opener::start(files).map_err(fatal("start the opener"))?) };
     signals::put_off_renewals().map_err(fatal("wait for signals"))?;
-    warn_of(&config);
+    // Where no certificate is named nobody is ever led to HOST.
+    if is_meant {
+        warn_of(&config);
+    }
+    if config.may_relay_in_clear {
+        warn!("{HAZARD}");
+    }
     if rustix::process::geteuid().is_root() {
         warn_of_root(&config, listen);
     }

@@ -223,6 +223,28 @@ fn who_hears_strangers_as_root_is_said_and_nothing_where_nobody_does() {
     }
 }
 
+/// Once, and only of a server that somebody may be led to.
+#[test]
+fn servers_on_loopback_are_warned_of_at_the_start_unless_that_is_meant() {
+    let (host, daemon) =
+        ("HOST takes every client in TLS for this host", "the server of --plain takes every client for");
+    let plain: (&[&str], Option<&[&str]>) = (&["--plain", "127.0.0.1:9"], Some(&[]));
+    for ((options, program), certificate, trusted, warned) in [
+        ((&[][..], None), true, false, [1, 0]),
+        ((&[], None), true, true, [0, 0]),
+        ((&[], None), false, false, [0, 0]),
+        (plain, true, false, [1, 1]),
+        (plain, true, true, [0, 0]),
+        (plain, false, false, [0, 1]),
+    ] {
+        let mut door = Door::start(&Start { options, program, certificate, trusted, ..LISTENS });
+        door.connect();
+        let said = door.said();
+        let times = [host, daemon].map(|words| said.matches(words).count());
+        assert_eq!(times, warned, "{options:?} {certificate} {trusted}: {said}");
+    }
+}
+
 #[test]
 fn what_can_t_be_is_said_before_anybody_is_served() {
     let program = env!("CARGO_BIN_EXE_starttls-wrapper");
