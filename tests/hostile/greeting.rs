@@ -185,15 +185,16 @@ fn starttls_starts_no_prog_but_where_it_goes_on_behind() {
     assert!(stage.lines("started").is_empty());
 
     let inside = ("EHLO c\r\n", "250-mx hello c [127.0.0.1]\r\n250 SIZE 9\r\n");
-    for way in [Way::Keep, Way::Respawn] {
-        let mut door = stage.open(&paper, &Start { way, ..Start::USUAL });
+    let ways = [Way::Keep, Way::Respawn, Way::UcspiTls, Way::UcspiRespawn];
+    for way in ways {
+        let mut door = stage.open(&paper, &Start::by(way));
         talk(&mut door, &[GREETS, EHLO, ("STARTTLS\r\n", "220 2.0.0 Ready to start TLS\r\n")]);
         door.client.as_mut().unwrap().secure(tls_client()).unwrap();
         talk(&mut door, &[inside, QUIT]);
         door.client.take().unwrap().end();
         assert_eq!(door.code(), 0, "{}", door.said());
     }
-    assert_eq!(stage.lines("started").len(), 2, "one for each");
+    assert_eq!(stage.lines("started").len(), ways.len(), "one for each");
 }
 
 #[test]

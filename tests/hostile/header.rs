@@ -117,17 +117,23 @@ fn the_header_is_one_write_and_the_first_on_its_connection() {
 #[test]
 fn who_has_no_true_address_gets_a_454_by_each_way_and_host_is_not_even_dialled() {
     // On a socket its other end would be loopback's: a lie, where the UCSPI server has named somebody else.
+    const OURS: &str = "192.0.2.25";
     let sockets = [
-        ("1.2.3.4\r\nXCLIENT", "4711"),
-        ("1.2.3.4 5.6.7.8 1 2\r\n", "4711"),
-        ("203.0.113.9", "0"),
-        ("203.0.113.9", ""),
+        ("1.2.3.4\r\nXCLIENT", "4711", OURS),
+        ("1.2.3.4 5.6.7.8 1 2\r\n", "4711", OURS),
+        ("203.0.113.9", "0", OURS),
+        ("203.0.113.9", "", OURS),
+        // The header names our end too.
+        ("203.0.113.9", "4711", "192.0.2.25\r\nXCLIENT"),
+        ("203.0.113.9", "4711", "192.0.2.25 4711 25\r\nMAIL FROM:<>\r\n"),
+        ("203.0.113.9", "4711", "mx.example"),
     ];
-    let pipes = ["1.2.3.4\r\nXCLIENT", "unknown", ""].map(|ip| (ip, "4711", Shape::Pipes));
-    let ends: Vec<_> = sockets.into_iter().map(|(ip, port)| (ip, port, Shape::Tcp)).chain(pipes).collect();
+    let pipes = ["1.2.3.4\r\nXCLIENT", "unknown", ""].map(|ip| (ip, "4711", OURS, Shape::Pipes));
+    let ends: Vec<_> =
+        sockets.into_iter().map(|(ip, port, local)| (ip, port, local, Shape::Tcp)).chain(pipes).collect();
     let cases: Vec<_> = WAYS.iter().flat_map(|&way| ends.iter().map(move |&end| (way, end))).collect();
-    all_of(&cases, |&(way, (ip, port, shape))| {
-        let environment = [("TCPREMOTEIP", ip), ("TCPREMOTEPORT", port), ("TCPLOCALPORT", "25")];
+    all_of(&cases, |&(way, (ip, port, local, shape))| {
+        let environment = [("TCPREMOTEIP", ip), ("TCPREMOTEPORT", port), ("TCPLOCALIP", local), ("TCPLOCALPORT", "25")];
         let options = if way.is_late() { &[][..] } else { &["--send-proxy", "v1"] };
         let start = Start { options, environment: &environment, shape, way, ..Start::default() };
         let mut standing = Standing::at(At::Snoop, &start);
@@ -135,7 +141,7 @@ fn who_has_no_true_address_gets_a_454_by_each_way_and_host_is_not_even_dialled()
         let client = standing.door.client.as_mut().unwrap();
         client.send(b"STARTTLS\r\n");
         client.get(b"454 4.7.0 TLS not available\r\n").unwrap();
-        assert!(!standing.door.backend.is_dialled(), "{ip}");
+        assert!(!standing.door.backend.is_dialled(), "{ip} {local}");
         ask_child(&mut standing.door, &mut standing.child, "NOOP\r\n", "250 Ok\r\n").unwrap();
         let said = standing.door.said();
         let told = format!("STARTTLS answered 454: way {way}, dial failed: the client's address is unknown");

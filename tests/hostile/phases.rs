@@ -126,43 +126,39 @@ fn sigkill_is_the_end_for_child_backend_and_client_in_every_phase() {
 
 #[test]
 fn a_session_that_was_stopped_goes_on_where_it_was() {
-    all_of(&[At::Snoop, At::HalfLine, At::ClientHandshake, At::Gate, At::RelayPlain, At::RelayTls], |&at| {
-        let mut standing = Standing::at(at, &Start::default());
+    let at_rest = [At::Snoop, At::HalfLine, At::ClientHandshake, At::Gate, At::RelayPlain, At::RelayTls];
+    let cases: Vec<_> = At::everywhere().into_iter().filter(|(_, at)| at_rest.contains(at)).collect();
+    all_of(&cases, |&(way, at)| {
+        let mut standing = Standing::at(at, &Start::by(way));
         standing.door.kill(Signal::STOP);
         assert!(wait_until(PATIENCE, || standing.door.state() == 'T'));
-        let (door, child) = (&mut standing.door, &mut standing.child);
-        let pid = door.pid();
+        let pid = standing.door.pid();
         let go_on = move || rustix::process::kill_process(pid, Signal::CONT).unwrap();
-        let client = door.client.as_mut().unwrap();
+        let client = standing.door.client.as_mut().unwrap();
         match at {
-            At::HalfLine => {
-                client.send(b"P\r\n");
-                go_on();
-                child.get(b"NOOP\r\n").unwrap();
-                child.send(b"250 Ok\r\n");
-                client.get(b"250 Ok\r\n").unwrap();
-            }
             At::ClientHandshake => {
                 std::thread::scope(|scope| {
                     let handshake = scope.spawn(|| client.secure(tls_client()));
                     go_on();
                     handshake.join().unwrap().unwrap();
                 });
+                standing.go_on_behind_the_220(At::Gate).unwrap();
             }
             At::Gate | At::RelayTls => {
                 client.send(b"NOOP\r\n");
                 go_on();
-                let backend = door.backend.wire().unwrap();
-                backend.get(b"NOOP\r\n").unwrap();
-                backend.send(b"250 Ok\r\n");
-                client.get(b"250 Ok\r\n").unwrap();
+                standing.behind_gets(b"NOOP\r\n").unwrap();
+                standing.behind_says(b"250 Ok\r\n").unwrap();
+                standing.door.client.as_mut().unwrap().get(b"250 Ok\r\n").unwrap();
+                standing.ask_behind("RSET\r\n", "250 Ok\r\n").unwrap();
             }
             _ => {
-                client.send(b"NOOP\r\n");
+                client.send(if at == At::HalfLine { b"P\r\n" } else { b"NOOP\r\n" });
                 go_on();
+                let (door, child) = (&mut standing.door, &mut standing.child);
                 child.get(b"NOOP\r\n").unwrap();
                 child.send(b"250 Ok\r\n");
-                client.get(b"250 Ok\r\n").unwrap();
+                door.client.as_mut().unwrap().get(b"250 Ok\r\n").unwrap();
                 ask_child(door, child, "RSET\r\n", "250 Ok\r\n").unwrap();
             }
         }

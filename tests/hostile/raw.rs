@@ -1,14 +1,16 @@
 //! The way `raw`: behind the 220 every octet goes to HOST and back as it is, by splice, and each side's end with it.
 
+use std::time::Duration;
+
 use rustix::process::Signal;
 use starttls_wrapper::session::Way;
 
-use crate::bulk::{ENOUGH, MUCH, both_ways};
+use crate::bulk::{ENOUGH, MUCH, both_ways, send_urgent, while_stopped};
 use crate::door::{Door, Start, tls_client};
 use crate::steps::{At, Standing, all_of};
 use crate::stream::wait_until;
 use crate::trace::Trace;
-use crate::wire::{End, PATIENCE};
+use crate::wire::{End, PATIENCE, Wire};
 
 /// A session whose 220 is out, its HOST connected and silent.
 fn untouched(options: &[&str]) -> Standing {
@@ -84,6 +86,36 @@ fn the_ciphertext_is_spliced_and_never_read_or_written() {
     assert!(spliced > 4 * ENOUGH && spliced < 5 * ENOUGH, "{spliced} octets spliced");
     // PROG's farewell, and a line in the log.
     assert!(copied < 1024, "{copied} octets copied");
+}
+
+/// The mark itself is no octet of TLS, and is not passed on.
+#[test]
+fn an_urgent_octet_wedges_nothing_and_hides_nothing_that_follows_it() {
+    all_of(&["splice", "copy"], |relay| {
+        let Standing { mut door, .. } = untouched(&["--relay", relay]);
+        let deed = |client: &mut Wire| {
+            client.send(b"before");
+            send_urgent(client);
+            client.send(b"behind");
+        };
+        for stopped in [true, false] {
+            if stopped {
+                while_stopped(&mut door, deed);
+            } else {
+                deed(door.client.as_mut().unwrap());
+            }
+            let backend = door.backend.wire().unwrap();
+            backend.get(b"beforebehind").unwrap_or_else(|why| panic!("stopped: {stopped}: {why}"));
+            backend.send(b"heard");
+            door.client.as_mut().unwrap().get(b"heard").unwrap();
+        }
+        both_ways(door.client.as_mut().unwrap(), door.backend.wire().unwrap(), 1 << 20);
+        send_urgent(door.client.as_mut().unwrap());
+        let before = door.processor_time();
+        std::thread::park_timeout(Duration::from_secs(1));
+        let spent = door.processor_time() - before;
+        assert!(spent <= Duration::from_millis(20), "{spent:?} with an urgent mark and nothing to do");
+    });
 }
 
 #[test]

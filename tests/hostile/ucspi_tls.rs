@@ -10,7 +10,7 @@ use starttls_wrapper::session::Way;
 
 use crate::child::Child;
 use crate::door::{Door, Start, tls_client};
-use crate::steps::{all_of, greet};
+use crate::steps::{At, Standing, all_of, greet};
 use crate::stream::wait_until;
 use crate::wire::{End, PATIENCE};
 
@@ -186,6 +186,31 @@ fn a_server_that_gives_up_behind_the_220_is_98_and_nothing_in_clear() {
     let end = "end=\"way ucspi-tls, client handshake failed: the UCSPI-TLS server gave up";
     assert!(said.contains(end) && !said.contains("warning"), "{said}");
     assert!(is_gone(&server.unwrap()));
+}
+
+/// There is no way back, and the TLS is sound: the client hears inside it that there is no service.
+#[test]
+fn a_fresh_child_that_gives_up_behind_the_220_is_a_421_inside_the_servers_tls() {
+    all_of(&["", "421 4.3.2 Busy\r\n", "554 5.3.2 No\r\n"], |greeting| {
+        let mut standing = Standing::at(At::Greeting, &Start::by(Way::UcspiRespawn));
+        let fresh = standing.door.fresh.as_mut().unwrap();
+        if greeting.is_empty() {
+            fresh.exit(0);
+        } else {
+            fresh.send(greeting.as_bytes());
+            assert!(!fresh.rest().unwrap().starts_with(b"EHLO"));
+            fresh.exit(0);
+        }
+        let (said, end) = standing.door.client.as_mut().unwrap().rest().unwrap();
+        assert_eq!((said.as_slice(), end), (&b"421 4.3.0 Mail server not available\r\n"[..], End::Clean));
+        drop(standing.door.client.take());
+        assert_eq!(standing.door.code(), 111);
+        let said = standing.door.said();
+        let warnings: Vec<&str> = said.lines().filter(|line| line.contains("]: warning: ")).collect();
+        let told = "way ucspi-tls-respawn, backend greeting failed: ";
+        assert!(warnings.len() == 1 && warnings[0].contains(told), "{said}");
+        standing.must_be_gone();
+    });
 }
 
 /// The server has no time-out of its own, holds the client's connection, and is nobody whom we could end.

@@ -209,7 +209,7 @@ impl Standing {
     }
 
     /// From where the client's TLS stands.
-    fn go_on_behind_the_220(&mut self, at: At) -> Result<(), String> {
+    pub(crate) fn go_on_behind_the_220(&mut self, at: At) -> Result<(), String> {
         if At::Replay.is_late(self.way) && self.come_to_the_server(at)? {
             return Ok(());
         }
@@ -251,7 +251,7 @@ impl Standing {
     }
 
     /// What the server behind TLS says.
-    fn behind_says(&mut self, octets: &[u8]) -> Result<(), String> {
+    pub(crate) fn behind_says(&mut self, octets: &[u8]) -> Result<(), String> {
         match self.way {
             Way::Tls | Way::Plain | Way::Raw | Way::TlsLate | Way::PlainLate => self.door.backend.wire()?.send(octets),
             Way::Keep | Way::UcspiTls | Way::Mute => self.child.send(octets),
@@ -261,7 +261,7 @@ impl Standing {
     }
 
     /// What it must get next.
-    fn behind_gets(&mut self, octets: &[u8]) -> Result<(), String> {
+    pub(crate) fn behind_gets(&mut self, octets: &[u8]) -> Result<(), String> {
         match self.way {
             Way::Tls | Way::Plain | Way::Raw | Way::TlsLate | Way::PlainLate => self.door.backend.wire()?.get(octets),
             Way::Keep | Way::UcspiTls | Way::Mute => self.child.get(octets),
