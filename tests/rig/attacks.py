@@ -425,6 +425,7 @@ NOT_FOR = {
     "raw": {"other ALPN": "the TLS is that of HOST, and so is what it makes of ALPN"},
     "ucspi-tls": {"other ALPN": "the TLS is that of the UCSPI-TLS server, and so is what it makes of ALPN"},
 }
+NOT_FOR["listen-raw"] = NOT_FOR["raw"]
 NOT_FOR["ucspi-tls-respawn"] = NOT_FOR["ucspi-tls"]
 # What each says of the negative control. No hole there: TLS without STARTTLS it does not know, and tcpserver serves as many as come.
 HOLES = {
