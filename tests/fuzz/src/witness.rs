@@ -7,7 +7,7 @@
 //!    `keep` it is the child itself, which gets RSET then and nothing else; behind `--mute`, what it is told by the operator.
 //! 3. What a server gets of a stream is some of its lines, in order and normal, none with a fault, and from a cutoff on all the
 //!    octets as they were given.
-//! 4. Replies: one for each command, as long as the child gives one for each line.
+//! 4. Replies: one for each command, in clear and at the gate, as long as the child, or the backend, gives one for each line.
 //! 5. The 220 is alone in the queue, and nothing is queued for the client between it and its TLS. Inside TLS the client hears nothing
 //!    of a server's greeting and of its replies to a replay.
 //! 6. Where somebody stands in for the child: nothing is queued for it until it is there; then, first of all, the last hello that was
@@ -50,8 +50,9 @@ pub struct Witness {
     /// The client's octets in clear, and inside TLS.
     clear: Vec<u8>,
     inside: Vec<u8>,
-    /// The child's.
+    /// The child's, and the backend's at the gate.
     child_said: Vec<u8>,
+    said_at_gate: Vec<u8>,
     /// Queued for each.
     to_client: Vec<u8>,
     to_child: Vec<u8>,
@@ -128,6 +129,7 @@ impl Witness {
                 let earlier = self.child_said.split_last().map_or(&[][..], |(_, earlier)| earlier);
                 self.spoke_unasked |= replies(earlier).is_none_or(|said| said >= asked);
             }
+            Given::Backend(octets) if before == Phase::Gate => self.said_at_gate.extend_from_slice(octets),
             Given::Backend(_) | Given::Event => {}
         }
         let was_alone = session.is_lazy();
@@ -307,10 +309,29 @@ impl Witness {
         assert!(self.memory <= MEMORY, "the session holds {} octets", self.memory);
     }
 
+    /// What it says there is for the commands that it got there, if it gave one whole reply for each.
+    fn gate(&self) {
+        let got = whole_lines(&self.to_backend[self.replayed..]);
+        let (Some(said), Some(client)) = (replies(&self.said_at_gate), replies(&self.to_client)) else { return };
+        let last = self.said_at_gate.split_inclusive(|o| *o == b'\n').next_back().unwrap_or_default();
+        let whole = last.is_empty() || last.ends_with(b"\n") && last.get(3) != Some(&b'-');
+        if whole && said == got {
+            let commands = whole_lines(&self.inside);
+            assert!(
+                client == commands,
+                "{commands} commands inside TLS, {client} replies\nclient said \"{}\"\nand got \"{}\"",
+                shown(&self.inside),
+                shown(&self.to_client)
+            );
+        }
+    }
+
     /// Everything given is taken and everybody has answered: are there as many replies as commands?
     pub fn quiescent(&self, session: &Session) {
-        if session.phase() != Phase::Snoop {
-            return;
+        match session.phase() {
+            Phase::Snoop => {}
+            Phase::Gate => return self.gate(),
+            _ => return,
         }
         let (Some(child), Some(client)) = (replies(&self.child_said), replies(&self.to_client)) else { return };
         if session.is_lazy() {
