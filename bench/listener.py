@@ -13,8 +13,8 @@ from sessions import MAILFRONT, SHORT, batch, costs, few_failed
 
 LEARNED = "is started when a client needs it"  # its second probe has said the same as the first
 RATE = 1000  # connections a second
-SEVERAL = 9  # descriptors that a listener counts for each session (src/driver/listen.rs, EACH), and what it keeps for itself
-KEPT = 128
+SEVERAL = 9  # descriptors that a listener counts for each session (src/driver/listen.rs, EACH), and more than it keeps for itself
+KEPT = 256
 MANY = 10_000
 
 
