@@ -36,6 +36,7 @@ class Server:
     has_plaintext = True  # a client that does not ask for TLS is served
     relays_replies = True  # PROG's replies reach the client unchanged
     is_ours = False
+    ends_handshakes = True  # a client's handshake is its own to end
 
     def __init__(self, stage):
         self.stage = stage
@@ -81,6 +82,7 @@ class Wrapper(Server):
     def __init__(self, stage, way=WAYS["tls"]):
         super().__init__(stage)
         self.way = way
+        self.ends_handshakes = "handshake-timeout" in way.time_outs
         if way.name != "tls":
             self.name += f"-{way.name}"
 
