@@ -457,7 +457,10 @@ impl Worker {
                 // A queue of our own would be reset with its socket; for who waits in a shared one nobody else was woken.
                 let most = if ear.listening.is_shared { AT_ONCE } else { listener::BACKLOG as usize };
                 for client in core::iter::from_fn(|| listener::accept(&ear.listening.socket).ok()?).take(most) {
-                    self.turn_away(&client, Ours::SHUTTING_DOWN, "the listener ends", now);
+                    // Before its header nobody is spoken to: it goes as those in the lobby do.
+                    if self.house.proxies.is_none() {
+                        self.turn_away(&client, Ours::SHUTTING_DOWN, "the listener ends", now);
+                    }
                 }
             }
             self.lobby.close();

@@ -131,6 +131,15 @@ fn who_waits_in_a_queue_of_our_own_when_all_ends_hears_so() {
     }
 }
 
+#[test]
+fn before_its_proxy_header_nobody_hears_of_the_end() {
+    let (mut worker, addresses) = worker(1);
+    Arc::get_mut(&mut worker.house).unwrap().proxies = Some(Vec::new());
+    let mut client = TcpStream::connect(addresses[0]).unwrap();
+    worker.end();
+    assert_eq!(std::io::Read::read(&mut client, &mut [0; 9]).unwrap(), 0);
+}
+
 /// Nothing else wakes the loop: all clients have come, and are silent.
 #[test]
 fn who_can_t_be_asked_for_hears_so_at_once() {

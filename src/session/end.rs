@@ -161,6 +161,8 @@ impl EndReason {
     #[must_use]
     pub fn is_warning(&self) -> bool {
         match self {
+            // HOST ends a stranger's silence so, too.
+            Self::Handover(HandoverFailure { way: Way::Raw, step: Phase::RelayTls, .. }) => false,
             Self::Client(ClientEnd::BytesAfterStarttls)
             | Self::Child(_)
             | Self::Backend(_)

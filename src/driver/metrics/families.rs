@@ -109,9 +109,15 @@ pub(super) const FAMILIES: [Family; 28] = [
     family("starttls_asked_total", COUNTER, &[], "STARTTLS commands that had their turn", |all, out| {
         out.one(&[], all.sum(|meter| &meter.asked));
     }),
-    family("starttls_done_total", COUNTER, &[], "those that led to TLS with a server behind it", |all, out| {
-        out.one(&[], all.sum(|meter| &meter.done));
-    }),
+    family(
+        "starttls_done_total",
+        COUNTER,
+        &[],
+        "those that led to TLS with a server behind it (by `raw`: to HOST's connection)",
+        |all, out| {
+            out.one(&[], all.sum(|meter| &meter.done));
+        },
+    ),
     family("starttls_failed_total", COUNTER, &["step"], "those that did not, by where they failed", |all, out| {
         for (at, step) in AT_ONCE.into_iter().enumerate() {
             out.one(&[step], all.sum(|meter| &meter.failed_at_once[at]));
