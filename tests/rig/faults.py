@@ -213,6 +213,7 @@ def main():
         ]
         if options.only:
             cases = [case for case in cases if re.search(options.only, told(case))]
+            expect(cases, "no run is described so:", options.only)
         if options.sample:
             seed = options.seed if options.seed is not None else random.randrange(10**6)
             print(f"seed {seed}")
