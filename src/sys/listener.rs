@@ -124,6 +124,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn all_of_ipv6_is_none_of_ipv4() {
+        let listener = open("[::]:0".parse().unwrap()).unwrap();
+        let port = SocketAddr::try_from(rustix::net::getsockname(&listener).unwrap()).unwrap().port();
+        assert!(std::net::TcpStream::connect(("::1", port)).is_ok());
+        let refused = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
     fn nothing_waits_for_more_to_come_in_a_connection_whose_listener_was_told_so() {
         for is_told in [false, true] {
             let listener = open("127.0.0.1:0".parse().unwrap()).unwrap();

@@ -75,6 +75,21 @@ fn prog_is_told_of_a_client_by_ipv6_in_the_same_variables() {
     }
 }
 
+/// The two wildcards stand side by side, and nobody's IPv4 address is told as one of IPv6.
+#[test]
+fn all_addresses_of_both_families_are_listened_on_at_one_port() {
+    let port = crate::door::free_address().port();
+    let [all, all_six] = [format!("0.0.0.0:{port}"), format!("[::]:{port}")];
+    let door = Door::start(&Start { options: &["--listen", &all, "--listen", &all_six], ..LISTENS });
+    assert!(wait_until(PATIENCE, || door.said().contains("listening on ")), "{}", door.said());
+    for from in ["127.0.0.1", "::1"] {
+        let _client = TcpStream::connect((from, port)).unwrap();
+        let child = Child::accept(&door.puppets).unwrap();
+        let said = &child.report.environment;
+        assert!(said.contains(&format!("TCPREMOTEIP={from}")), "{from}: {said:?}");
+    }
+}
+
 #[test]
 fn one_session_too_many_hears_421_and_the_next_after_an_end_does_not() {
     let mut door = Door::open(&Start { options: &["--max-sessions", "1"], ..LISTENS });
