@@ -88,15 +88,17 @@ impl Conn {
             let run = relay.to_client.run(source, client.ends.output());
             // By the way `raw` that HOST goes without a word is all that is ever seen of a header that it did not take, or of TLS that
             // it could not begin.
-            let is_wordless = self.session.phase() == Phase::RelayTls
-                && self.policy.way == Way::Raw
-                && relay.to_client.moved == 0
-                && !client.is_over
-                && !client.is_lost;
+            let is_wordless = || {
+                let is_open = !client.is_over && !client.is_lost;
+                is_open
+                    && relay.to_client.moved == 0
+                    && self.policy.way == Way::Raw
+                    && self.session.phase() == Phase::RelayTls
+            };
             match run {
                 Run::Wait => {}
                 Run::Again => again = true,
-                Run::Ended | Run::SourceBroke if is_wordless => {
+                Run::Ended | Run::SourceBroke if is_wordless() => {
                     let how = if matches!(run, Run::Ended) { "closed" } else { "broke off" };
                     let why = format!("the backend {how} without a word");
                     let failure = HandoverFailure { way: Way::Raw, step: Phase::RelayTls, why };

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use crate::door::{Door, Shape, Start, tls_client};
 use crate::scripted::{GREETING, SERVER, lines};
+use crate::steps::all_of;
 use crate::stream::wait_until;
 use crate::trace::Trace;
 use crate::wire::{End, PATIENCE};
@@ -137,20 +138,15 @@ fn starttls_starts_no_server_but_where_it_goes_on_behind() {
 }
 
 #[test]
-fn a_greeting_that_is_never_the_same_is_the_servers_own_to_say() {
-    let mut stage = Stage::new("printf '220 mx %s\\r\\n' \"$(date +%s)\"", &LAZY);
-    stage.says("its reply to greeting is not always the same: every client gets one of its own");
-    stage.door.connect();
-    assert!(wait_until(PATIENCE, || stage.lines("started").len() == 3), "{:?}", stage.lines("started"));
-}
-
-#[test]
-fn an_ehlo_reply_that_is_never_the_same_is_the_servers_own_to_say() {
-    let odd = "printf '220 mx\\r\\n'; while read line; do printf '250 session %s\\r\\n' $$; done";
-    let mut stage = Stage::new(odd, &LAZY);
-    stage.says("its reply to ehlo is not always the same: every client gets one of its own");
-    stage.door.connect();
-    assert!(wait_until(PATIENCE, || stage.lines("started").len() == 3), "{:?}", stage.lines("started"));
+fn a_reply_that_is_never_the_same_is_the_servers_own_to_say() {
+    let greeting = "printf '220 mx %s\\r\\n' \"$(date +%s)\"";
+    let ehlo = "printf '220 mx\\r\\n'; while read line; do printf '250 session %s\\r\\n' $$; done";
+    all_of(&[("greeting", greeting), ("ehlo", ehlo)], |(which, server)| {
+        let mut stage = Stage::new(server, &LAZY);
+        stage.says(&format!("its reply to {which} is not always the same: every client gets one of its own"));
+        stage.door.connect();
+        assert!(wait_until(PATIENCE, || stage.lines("started").len() == 3), "{:?}", stage.lines("started"));
+    });
 }
 
 /// By itself, five seconds later, and not given up for one that tells the time.
