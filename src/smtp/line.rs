@@ -210,7 +210,7 @@ impl Lines {
 mod tests {
     use super::*;
 
-    /// Everything `input` splits into, in pieces of `size`; heads are passed.
+    /// Everything `input` splits into, in pieces of `size`; heads are passed, and between pieces memory is given back.
     fn split(input: &[u8], size: usize) -> Vec<Result<Vec<u8>, Fault>> {
         let (mut lines, mut seen) = (Lines::default(), Vec::new());
         for piece in input.chunks(size) {
@@ -227,6 +227,7 @@ mod tests {
                 }
                 lines.consume();
             }
+            lines.give_back();
         }
         seen
     }
@@ -241,6 +242,23 @@ mod tests {
     #[test]
     fn lines_end_at_lf_and_own_one_cr() {
         everywhere(b"EHLO a\r\nNOOP\n\r\n\n", &[Ok(b"EHLO a"), Ok(b"NOOP"), Ok(b""), Ok(b"")]);
+    }
+
+    #[test]
+    fn memory_is_given_back_where_nothing_is_held_and_no_octet_is_lost() {
+        let mut lines = Lines::default();
+        lines.push(b"NOOP\r\nRS");
+        assert_eq!(lines.peek(), Peek::Line(b"NOOP"));
+        lines.consume();
+        lines.give_back();
+        lines.push(b"ET\r\n");
+        assert_eq!(lines.peek(), Peek::Line(b"RSET"));
+        lines.consume();
+        assert!(lines.held.capacity() > 0);
+        lines.give_back();
+        assert_eq!(lines.held.capacity(), 0);
+        lines.push(b"\n");
+        assert_eq!(lines.peek(), Peek::Line(b""));
     }
 
     #[test]

@@ -197,6 +197,12 @@ struct NotSmtp;
 mod tests {
     use super::*;
 
+    #[test]
+    fn what_says_that_the_command_was_wrong_is_an_error_and_what_ends_or_puts_off_is_none() {
+        assert!([Ours::STARTTLS_FIRST, Ours::NOT_FOR_CLIENTS].into_iter().all(Ours::is_error));
+        assert!(![Ours::READY, Ours::NOT_AVAILABLE, Ours::TIMEOUT].into_iter().any(Ours::is_error));
+    }
+
     fn ends(input: &[u8], size: usize) -> Vec<Scanned> {
         let (mut scanner, mut seen) = (Scanner::default(), Vec::new());
         for mut piece in input.chunks(size) {
