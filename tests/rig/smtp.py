@@ -100,10 +100,8 @@ class Client:
         return self
 
     def end_of_tls(self):
-        """QUIT was said: close_notify, and the server's."""
-        with contextlib.suppress(OSError, ssl.SSLError):
-            self.socket.settimeout(2)
-            self.socket = self.socket.unwrap()
+        """The end that a server makes of it by close_notify; any other raises."""
+        expect(self.buffer == b"" and self.socket.recv(1) == b"", "more inside TLS:", self.buffer)
 
     def reset(self):
         """Goes without a word: RST."""
