@@ -239,12 +239,22 @@ def run(count, idle):
         listener.end()
 
 
+async def rested(listener):
+    """Until nothing wakes it for longer than what it does by the second."""
+    for _ in range(20):
+        before = listener.wakings()
+        await asyncio.sleep(1.5)
+        if listener.wakings() == before:
+            return
+    raise Broken("it does not come to rest")
+
+
 async def hold(listener, count, context):
     """They are silent, and it sleeps."""
     clients = [Client(listener.port, context) for _ in range(count)]
     before = listener.memory()
     await begun(clients)
-    await asyncio.sleep(3)
+    await rested(listener)
     each = (listener.memory() - before) / count
     wakings = listener.wakings()
     await asyncio.sleep(10)
