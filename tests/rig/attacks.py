@@ -14,6 +14,7 @@ import concurrent.futures
 import contextlib
 import random
 import re
+import socket
 import ssl
 import sys
 import time
@@ -396,8 +397,20 @@ def slowloris(server, runs):
     return f"{threads} stalled in {len(stalls)} states, all ended; an honest letter took {took:.2f} s"
 
 
+def all_open(clients, when):
+    """To each neither an end nor a word has come."""
+    ended = 0
+    for client in clients:
+        client.socket.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            with contextlib.suppress(ConnectionError):
+                client.socket.recv(1, socket.MSG_PEEK)
+            ended += 1
+    expect(not ended, f"{ended} of {len(clients)} half-open ones had ended {when}")
+
+
 def half_open(server, runs):
-    """Many clients stand between the 220 and their ClientHello; an honest one is served, and nothing of theirs stays."""
+    """Many clients at once stand between the 220 and their ClientHello; an honest one is served, and nothing of theirs stays."""
     target = server.front()
     many, before = min(runs, 1000), len(server.stage.sessions(target.name))
     daemon = server.stage.daemons[target.name].pid
@@ -413,14 +426,16 @@ def half_open(server, runs):
         with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
             opened = list(pool.map(open_one, range(many)))
         took = time.monotonic() - started
+        all_open(opened, f"before the honest letter, {took:.1f} s after the first was opened")
         honest_took = honest_letter(target)
+        all_open(opened, "behind the honest letter")
     finally:
         for client in opened:
             client.socket.close()
     wait_for("their processes to end", lambda: len(server.stage.sessions(target.name)) <= before)
     if server.is_ours:
         wait_for("their descriptors to close", lambda: descriptors(daemon) <= open_before)
-    return f"{many} open after {took:.1f} s; an honest letter took {honest_took:.2f} s; nothing left"
+    return f"{many} open at once after {took:.1f} s; an honest letter took {honest_took:.2f} s; nothing left"
 
 
 ATTACKS = {

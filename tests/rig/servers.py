@@ -88,7 +88,7 @@ class Wrapper(Server):
 
     def start(self, name, queues, prog, timers):
         backend = self.way.behind(self.stage, queues[1], prog, f"{name}-backend")
-        options = self.way.timers(self.SHORT if timers else {"handshake-timeout": 60})
+        options = self.way.timers(self.SHORT if timers else {"handshake-timeout": 300})  # longer than opening the half-open ones takes
         if self.way.listens:
             return listener(self.stage, name, self.way, backend, options, queues[0], prog)
         return self.stage.tcpserver(name, self.way.wrapper(self.stage, backend, *options, prog=prog), queues[0])
