@@ -2,6 +2,7 @@
 # A mail server for what no real one does on demand:
 #   authenticating  takes any AUTH and says in its reply to MAIL whether it has
 #   chatty          goes on talking unasked after EHLO, for a second
+#   noting FILE     writes down what it hears, each line before it answers it
 #   hashing N       tells the sha256 of the N octets that follow MAIL
 #   sending N       sends N octets behind its reply to MAIL, always the same, and goes; `made N` is no server, and tells their sha256
 #   stopped         stops itself before its greeting and is the server that the rest of the arguments name once it is continued
@@ -26,7 +27,8 @@ stopped-behind-greeting) say 220 rig; kill -STOP $$ ;;
 *) say 220 rig ;;
 esac
 who=stranger
-while read -r verb _; do
+while read -r verb rest; do
+  [ "$mode" != noting ] || printf '%s\n' "$verb${rest:+ $rest}" >>"$1"
   case $(printf %s "$verb" | tr -d '\r' | tr '[:lower:]' '[:upper:]') in
   EHLO)
     say 250-rig
