@@ -1,5 +1,6 @@
 """Attacks on STARTTLS and on what stands around it, each against any server of servers.py, each judged by what the client can see and
-by what was delivered. An attack returns what it found in order, and raises Broken for what must not be.
+by what was delivered; this program also by how it refuses, and by what PROG hears. An attack returns what it found in order, and raises
+Broken for what must not be.
 
     attacks.py [RUNS [WAY...]]   against the program in each of its ways, or in these, RUNS times the command injection and ten times as often
                          its race (default 1000; a tenth under the UCSPI-TLS server, each of whose sessions is an interpreter of Python as
@@ -9,6 +10,7 @@ The method and verdicts of the command injection are those of the command-inject
 (Poddebniak and others, "Why TLS is better without STARTTLS").
 """
 
+import argparse
 import collections
 import concurrent.futures
 import contextlib
@@ -122,7 +124,8 @@ def injection_race(server, runs):
 
     found = run_many(10 * runs, once)
     # Octets that were thrown away in silence, before or behind the 220, would let TLS start.
-    expect(not server.is_ours or set(found) <= {"refused with 421", "TLS handshake failed"}, "neither refused nor ended by TLS:", told(found))
+    in_order = {"refused with 421", "TLS handshake failed"}
+    expect(not server.is_ours or set(found) <= in_order, "neither refused nor ended by TLS:", told(found))
     if server.is_ours and runs >= 100:
         # Octets that always came too early, or always too late, would have raced with nothing.
         rare = 10 * runs // 200
@@ -500,17 +503,24 @@ def attack(server, name, runs):
 
 
 def main():
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
-    ways = {**WAYS, **LISTENERS}
-    ways = [ways[name] for name in sys.argv[2:] or ways]
+    every = {**WAYS, **LISTENERS}
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("runs", nargs="?", type=int, default=1000, help="of the command injection; ten times as many of its race (1000)")
+    arguments.add_argument("ways", nargs="*", metavar="way", help=f"of {', '.join(every)} (all)")
+    options = arguments.parse_args()
+    if unknown := set(options.ways) - set(every):
+        arguments.error(f"no such way: {', '.join(sorted(unknown))}")
+    runs = options.runs
     limit(180 + 6 * runs)
     many_files()
     failed = 0
     with Stage() as stage:
         stage.certificate()
-        for way in ways:
+        for way in map(every.get, options.ways or every):
             server = Wrapper(stage, way)
-            many = max(1, runs // 10) if way.under and not sys.argv[2:] else runs
+            many = max(1, runs // 10) if way.under and not options.ways else runs
+            if many < runs:
+                print(f"{way.name:18}{'':30} {many} instead of {runs} runs, as its sessions are slow")
             for name in ATTACKS:
                 if why := NOT_FOR.get(way.name, {}).get(name):
                     print(f"{way.name:18}{name:30} not tried: {why}")
