@@ -36,6 +36,8 @@ class Server:
     has_plaintext = True  # a client that does not ask for TLS is served
     relays_replies = True  # PROG's replies reach the client unchanged
     is_ours = False
+    passes_dialogue = True  # the client's dialogue is with PROG from its greeting on
+    hands_over = False  # another PROG goes on behind TLS
     ends_handshakes = True  # a client's handshake is its own to end
 
     def __init__(self, stage):
@@ -77,6 +79,7 @@ class Wrapper(Server):
 
     name = "starttls-wrapper"
     is_ours = True
+    hands_over = True  # by the way `tls`, which dialogues are played through
     SHORT = {"snoop-timeout": 2, "snoop-total": 2, "handshake-timeout": 2, "relay-timeout": 2}
 
     def __init__(self, stage, way=WAYS["tls"]):
@@ -142,7 +145,7 @@ class Stunnel(Server):
 
     name = "stunnel"
     has_plaintext = False
-    relays_replies = False  # greeting and EHLO are its own
+    relays_replies = passes_dialogue = False  # greeting and EHLO are its own
 
     def start(self, name, queues, prog, timers):
         behind = self.stage.tcpserver(f"{name}-behind", prog, queues[0])
@@ -159,7 +162,7 @@ class Nginx(Server):
     """nginx's mail proxy, told by a small HTTP service where PROG is."""
 
     name = "nginx-mail"
-    relays_replies = False  # up to RCPT they are its own
+    relays_replies = passes_dialogue = False  # up to RCPT it is its own
 
     def start(self, name, queues, prog, timers):
         behind = self.stage.tcpserver(f"{name}-behind", prog, queues[0])
