@@ -9,8 +9,9 @@ that a session without faults makes, in clear and by STARTTLS, in the program an
 UCSPI-TLS server in the program alone). Left out are execve (strace's own), exit_group, arch_prctl and
 set_tid_address, which the C library makes before the program begins and which can't fail, and close: what strace makes fail is not
 carried out, while Linux closes the descriptor whatever it returns; and getrandom and geteuid, which can't fail either, and without which
-std, AWS-LC and rustix abort. Two verdicts are added here:
+std, AWS-LC and rustix abort. Three verdicts are added here:
 
+    unreached no call had this number: in a session without faults it had, and how often some are made is up to the scheduler
     start     the language's runtime aborted before the program's first statement; nothing had begun
     memory    an allocation failed, or a stack of less than 64 KiB was full, and the program was aborted; the client sees the end of the connection, PROG the end of its input
 """
@@ -40,9 +41,13 @@ MOST = 20
 # Who is interrupted here tries again, and nobody notices. (A connect that is interrupted goes on by itself, but not where strace did not make it.)
 INTERRUPTIBLE = {"read", "write", "splice", "epoll_wait", "epoll_pwait", "poll", "recvmsg", "sendmsg", "recvfrom", "sendto"}
 NOT_OURS = {"execve", "close", "getrandom", "geteuid", "exit_group", "exit", "arch_prctl", "set_tid_address", "rt_sigreturn", "+++", "---"}
+TO_CLIENT = re.compile(r"[\d ]*(\w+\([01]\b|splice\(\d+, NULL, [01]\b)")
+TO_PROG = re.compile(r"[\d ]*(write\((?![012]\b)|splice\(\d+, NULL, (?![01]\b))")
+READ = re.compile(r"[\d ]*read\(")
 WORKERS = 3
 ABORTS = (-6, -11)
-VERDICTS = ["right", "454", "421", "cut", "start", "memory", "ended", "lost", "BROKEN"]
+UNREACHED = "unreached"
+VERDICTS = ["right", UNREACHED, "454", "421", "cut", "start", "memory", "ended", "lost", "BROKEN"]
 
 
 class Ground:
@@ -62,8 +67,8 @@ class Ground:
     def wrapper(self, backend, prog=MAILFRONT, through=()):
         return self.way.wrapper(self.stage, backend, *self.way.timers(session.TIMERS), prog=prog, through=through)
 
-    def deliver(self, by_tls, through=(), traced=(), cut_is_due=None, stack_too_small=False):
-        """One letter; the verdict. `cut_is_due(session)` says whether an end without a word in the dialogue was to be expected."""
+    def deliver(self, by_tls, through=(), traced=(), injected=list, stack_too_small=False):
+        """One letter; the verdict. `injected()` are the lines of strace's log with the fault."""
         if traced:
             through = HELD if self.way.under else ["strace", "-f", "--detach-on=execve", *traced]
         argv, tag = self.wrapper(self.backend, through=through), f"{self.way.name}-{next(self.numbers)}"
@@ -88,10 +93,19 @@ class Ground:
         expect(seconds < session.BUSY, f"busy: {seconds:.2f} s of a processor")
         text = letter.replace(b"\r\n..", b"\r\n.")
         check_letters(mark.strip(), text, by_tls, verdict, accepted, self.plain, self.tls)
-        if verdict == "cut" and run.phase == "snoop":
-            expect(cut_is_due and cut_is_due(run), f"cut in the dialogue, exit {code}: {run.said()[-300:]}")
+        if verdict == "cut":
+            expect(run.phase != "snoop" or self.is_clients(injected()), f"cut in the dialogue, exit {code}: {run.said()[-300:]}")
+            is_told = code and run.summary() not in ("", "over")
+            # PROG that can't be written to is one that reads no more: its own end counts then.
+            is_progs = (code, run.summary()) == (0, "over") and any(map(TO_PROG.match, injected()))
+            expect(is_told or is_progs, f"cut in phase {run.phase}, exit {code}: {run.said()[-300:]}")
         run.log.unlink()
         return verdict
+
+    def is_clients(self, injected):
+        """It was the client's own connection, descriptor 0 or 1, that broke."""
+        # Behind TLS what is lost of PROG's words is an end without one.
+        return any(map(TO_CLIENT.match, injected)) or not self.way.greets and any(map(READ.match, injected))
 
     def aborted(self, run, code, stack_too_small):
         """The program ended by a signal of its own: before its first statement, or out of memory. PROG, if there was one, hears the end
@@ -145,15 +159,14 @@ def run_call(ground, name, detail):
     mode, error, nth = detail
     log = ground.stage.folder / f"{ground.way.name}-{mode}-{name}-{error}-{nth}.trace"
 
-    def cut_is_due(_):
-        """It was the client's own connection, descriptor 0 or 1, that broke."""
-        injected = [line for line in log.read_text(errors="replace").splitlines() if "(INJECTED)" in line]
-        # Behind TLS what is lost of PROG's words is an end without one.
-        return any(re.match(r"[\d ]*(\w+\((0|1)\b|splice\(\d+, NULL, (0|1)\b)", line)
-                   or not ground.way.greets and re.match(r"[\d ]*read\(", line) for line in injected)
+    def injected():
+        return [line for line in log.read_text(errors="replace").splitlines() if "(INJECTED)" in line]
 
-    verdict = ground.deliver(mode == "tls", traced=trace_options(name, error, nth, log), cut_is_due=cut_is_due)
+    verdict = ground.deliver(mode == "tls", traced=trace_options(name, error, nth, log), injected=injected)
     expect(verdict == "right" or error != "EINTR" or name not in INTERRUPTIBLE, f"an interrupted call made it {verdict}")
+    if not injected():
+        expect(verdict == "right", f"{verdict} without a fault")
+        verdict = UNREACHED
     log.unlink(missing_ok=True)
     return verdict
 
@@ -175,13 +188,8 @@ def limit_cases(ground):
 
 def run_limit(ground, name, detail):
     mode, value = detail
-
-    def cut_is_due(run):
-        """So little memory that the program can't even begin."""
-        return name in ("as", "data", "stack") and not run.said()
-
     through = ["prlimit", f"--{name}={value}"]
-    return ground.deliver(mode == "tls", through, cut_is_due=cut_is_due, stack_too_small=name == "stack" and value < 64 << 10)
+    return ground.deliver(mode == "tls", through, stack_too_small=name == "stack" and value < 64 << 10)
 
 
 RUNNERS = {"calls": run_call, "limits": run_limit, "signals": signals.run, "listener": listening.run}
@@ -232,11 +240,11 @@ def main():
                 if why:
                     broken.append(f"{told(case)}: {why}")
                     print(broken[-1], flush=True)
-    print(f"{'':45}" + "".join(f"{verdict:>8}" for verdict in VERDICTS))
+    print(f"{'':45}" + "".join(f"{verdict:>10}" for verdict in VERDICTS))
     for (way, kind, name), counted in sorted(table.items()):
-        print(f"{way:18}{kind:9}{name:18}" + "".join(f"{counted[verdict] or '':>8}" for verdict in VERDICTS))
+        print(f"{way:18}{kind:9}{name:18}" + "".join(f"{counted[verdict] or '':>10}" for verdict in VERDICTS))
     sums = [sum(counted[verdict] for counted in table.values()) for verdict in VERDICTS]
-    print(f"{'in all':27}{sum(sums):<18}" + "".join(f"{number:>8}" for number in sums))
+    print(f"{'in all':27}{sum(sums):<18}" + "".join(f"{number:>10}" for number in sums))
     print(f"{time.monotonic() - started:.0f} s; {len(broken)} broken")
     sys.exit(1 if broken else 0)
 

@@ -46,7 +46,7 @@ class Visit(Session):
         self.deadline = time.monotonic() + session.LATEST
         self.phase = "snoop"
         self.buffer, self.raw, self.tls = b"", b"", None
-        self.over = False
+        self.over = self.parted = False
         self.heard, self.greets = 0, True
 
 

@@ -2,11 +2,11 @@
 
 The client delivers one letter, in clear or by STARTTLS, taking 454 for an answer. Verdicts:
 
-    right     all replies were the expected ones and the letter arrived once, where it should
+    right     all replies were the expected ones, TLS ended with a close_notify, and the letter arrived once, where it should
     454       STARTTLS was refused, and the letter went to PROG in clear
     421       the session ended by a whole reply with a 4yz, in its turn
-    cut       the connection ended without a word, where no word can be said: inside the relay or TLS, or the client's own connection
-              was what broke
+    cut       the connection ended without a word, or TLS without a close_notify, where no word can be said: inside the relay or TLS, or the
+              client's own connection was what broke; exit code and summary say why
 and Broken is raised for everything else: a hang, a reply out of turn, plaintext behind the 220, a letter damaged, doubled or lost though
 accepted, an orphan, a zombie, a processor kept busy.
 """
@@ -28,6 +28,7 @@ TIMERS = {"snoop-timeout": 4, "snoop-total": 6, "dial-timeout": 2, "backend-hand
 TIMERS |= {"handshake-timeout": 2, "relay-timeout": 2, "farewell-timeout": 1}
 LATEST = 14.0  # several of these timers may follow each other
 BUSY = 1.5  # seconds of a processor
+SUMMARY = r'starttls-wrapper\[\d+\]: client=%s end="((?:[^"\\]|\\.)*)"'
 
 
 class Cut(Exception):
@@ -63,6 +64,7 @@ class Session:
         self.phase = "snoop"
         self.buffer, self.raw, self.tls = b"", b"", None
         self.over = False  # TLS has ended
+        self.parted = False  # by a close_notify
         self.heard = 0  # octets of the program's or PROG's
 
     # ---- the client
@@ -99,7 +101,9 @@ class Session:
         try:
             while octets := self.tls.read(65536):
                 self.buffer += octets
-            self.over = True
+            self.over = self.parted = True
+        except ssl.SSLZeroReturnError:
+            self.over = self.parted = True
         except ssl.SSLWantReadError:
             self.over = at_end
         except ssl.SSLError:
@@ -213,7 +217,7 @@ class Session:
             return "cut", accepted
 
     def end(self):
-        """QUIT was answered: both sides close."""
+        """QUIT was answered: both sides close, TLS first; Cut if the other one's end of it is missing."""
         if self.tls:
             with contextlib.suppress(ssl.SSLError):
                 self.tls.unwrap()
@@ -224,6 +228,8 @@ class Session:
             while True:
                 self.receive()
         expect(not self.buffer, "said behind the 221:", self.buffer)
+        if self.tls and not self.parted:
+            raise Cut(b"")
 
     def close(self):
         self.client.close()
@@ -255,6 +261,10 @@ class Session:
 
     def said(self):
         return self.log.read_text(errors="replace")
+
+    def summary(self):
+        """How the session ended, in the words of its line in the log; nothing if there is none."""
+        return "".join(re.findall(SUMMARY % r"\S+", self.said())[-1:])
 
 
 def found_in(queue, mark):
