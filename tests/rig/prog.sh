@@ -29,21 +29,22 @@ esac
 who=stranger
 while read -r verb rest; do
   [ "$mode" != noting ] || printf '%s\n' "$verb${rest:+ $rest}" >>"$1"
-  case $(printf %s "$verb" | tr -d '\r' | tr '[:lower:]' '[:upper:]') in
-  EHLO)
+  # In any case, with its CR. Without a process of its own, which a killed server would leave to whoever reaps orphans.
+  case $verb in
+  [Ee][Hh][Ll][Oo]*)
     say 250-rig
     say 250-PIPELINING
     say 250 AUTH PLAIN
     [ "$mode" != chatty ] || { for _ in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; say 250 injected; done & } ;;
-  HELO | NOOP | RSET)
+  [Hh][Ee][Ll][Oo]* | [Nn][Oo][Oo][Pp]* | [Rr][Ss][Ee][Tt]*)
     case $mode/$verb in stopped-at-reset/[Rr]*) kill -STOP $$ ;; esac
     say 250 ok ;;
-  AUTH) who=authenticated; say 235 ok ;;
-  MAIL)
+  [Aa][Uu][Tt][Hh]*) who=authenticated; say 235 ok ;;
+  [Mm][Aa][Ii][Ll]*)
     say 250 "$who"
     [ "$mode" != sending ] || { octets "$1"; exit; }
     [ "$mode" != hashing ] || { say 250 "$(head -c "$1" | openssl dgst -sha256 -r)"; exit; } ;;
-  QUIT) say 221 bye; exit ;;
+  [Qq][Uu][Ii][Tt]*) say 221 bye; exit ;;
   *) say 502 no ;;
   esac
 done
