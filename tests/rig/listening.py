@@ -19,7 +19,7 @@ import subprocess
 import time
 
 import session
-from session import Session, check_letters
+from session import UNREACHED, Session, check_letters
 from stage import Broken, below, described, expect, is_listening, wait_for
 
 ERRORS = ["EINTR", "EAGAIN", "EMFILE", "ENOMEM", "EPIPE", "ECONNRESET", "EIO"]
@@ -133,6 +133,9 @@ def run(ground, name, detail):
         if not re.match("hang|waited", str(why)) or not re.search(LOST, log.read_text(errors="replace")):
             raise
         verdict = "lost"
+    if "(INJECTED" not in log.read_text(errors="replace"):
+        expect(verdict == "right", f"{verdict} without a fault")
+        verdict = UNREACHED
     log.unlink(missing_ok=True)
     return verdict
 

@@ -28,6 +28,7 @@ TIMERS = {"snoop-timeout": 4, "snoop-total": 6, "dial-timeout": 2, "backend-hand
 TIMERS |= {"handshake-timeout": 2, "relay-timeout": 2, "farewell-timeout": 1}
 LATEST = 14.0  # several of these timers may follow each other
 BUSY = 1.5  # seconds of a processor
+UNREACHED = "unreached"  # the verdict where a fault was not injected
 SUMMARY = r'starttls-wrapper\[\d+\]: client=%s end="((?:[^"\\]|\\.)*)"'
 
 
