@@ -81,7 +81,7 @@ class Listener:
         try:
             code = self.process.wait(GONE)
         except subprocess.TimeoutExpired:
-            raise Broken("told to end, it does not:", [described(pid) for pid in below(self.process.pid)]) from None
+            raise Broken(f"told to end, it does not: {[described(pid) for pid in below(self.process.pid)]}") from None
         wait_for("its processes to end", lambda: not self.left(), GONE)
         return code
 
@@ -130,7 +130,7 @@ def run(ground, name, detail):
         verdict = attempt(
             ground, log, ["-yy", "-o", log, "-e", "signal=none", "-e", f"trace={name}", "-e", f"inject={name}:error={error}:when={nth}"])
     except Broken as why:
-        if not re.match("hang|waited", str(why)) or not re.search(LOST, log.read_text(errors="replace")):
+        if not re.match("hang|waited|told to end", str(why)) or not re.search(LOST, log.read_text(errors="replace")):
             raise
         verdict = "lost"
     if "(INJECTED" not in log.read_text(errors="replace"):
@@ -176,11 +176,15 @@ def visit(ground, listener, log, by_tls):
         wait_for("it to end, as nobody is let in", listener.has_ended, GONE)
         expect(isinstance(error, ConnectionError), "the connection:", error)
         return None
-    mark = f"Subject: visit {listener.port} {one.client.getsockname()[1]} of {os.getpid()}\r\n".encode()
+    client = ":".join(map(str, one.client.getsockname()))
+    mark = f"Subject: visit {listener.port} {client} of {os.getpid()}\r\n".encode()
     letter = mark + b"\r\n" + b"\n".join(b"..line %d\r" % n for n in range(200)) + b"\n"
     verdict, accepted = one.deliver(letter, by_tls)
     one.close()
     if verdict == "cut" and one.phase == "snoop" and not re.search(OF_A_CLIENT, log.read_text(errors="replace")):
         wait_for("it to end, as it has cut a dialogue", listener.has_ended, GONE)
+    elif verdict == "cut":
+        summary = session.SUMMARY % re.escape(client)
+        wait_for("a word why it has cut", lambda: listener.has_ended() or any(end != "over" for end in re.findall(summary, listener.said())), GONE)
     check_letters(mark.strip(), letter.replace(b"\r\n..", b"\r\n."), by_tls, verdict, accepted, ground.plain, ground.tls)
     return verdict
