@@ -23,6 +23,7 @@ use crate::sys::splice;
 use crate::tls::{Agreed, CertificateDer, ClientConfig, Facts, Leg, ServerName, TlsError};
 
 use super::bridge::{self, Received, Trouble};
+use super::pump::is_gone;
 use super::relay::end_input;
 use super::tokens::{CHILD_IN, CHILD_OUT};
 
@@ -39,6 +40,8 @@ pub struct Backend {
     pub(super) is_over: bool,
     /// It takes nothing more.
     pub(super) is_deaf: bool,
+    /// Why, where it is not that it reads no more.
+    pub(super) failure: Option<io::Error>,
     /// It was told that the client has ended.
     pub(super) close_sent: bool,
     /// Writing is shut down.
@@ -110,7 +113,7 @@ impl Backend {
     }
 
     fn over(link: Link) -> Self {
-        Self { link, is_over: false, is_deaf: false, close_sent: false, is_shut: false }
+        Self { link, is_over: false, is_deaf: false, failure: None, close_sent: false, is_shut: false }
     }
 
     /// The pipes of a backend that is a child: what it says, and what it is told.
@@ -284,9 +287,19 @@ impl Backend {
         }
         match &mut self.link {
             Link::Tls(_, leg) => leg.send(octets)?,
-            Link::Clear(clear) => self.is_deaf = clear.send(octets).is_err(),
+            Link::Clear(clear) => {
+                if let Err(error) = clear.send(octets) {
+                    self.deafen(error);
+                }
+            }
         }
         Ok(())
+    }
+
+    /// What it said before is read until its end.
+    fn deafen(&mut self, error: io::Error) {
+        self.is_deaf = true;
+        self.failure = self.output().is_some_and(|end| !is_gone(end, &error)).then_some(error);
     }
 
     /// Writes what waits, as far as it is taken. Returns the octets written.
@@ -298,9 +311,10 @@ impl Backend {
             Link::Tls(end, leg) => bridge::transmit(end, leg),
             Link::Clear(clear) => clear.transmit(),
         };
-        // What it said before is read until its end.
-        self.is_deaf = written.is_err();
-        written.unwrap_or(0)
+        written.unwrap_or_else(|error| {
+            self.deafen(error);
+            0
+        })
     }
 
     /// Says that the client has ended, once. True: that was new.

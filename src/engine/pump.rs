@@ -8,8 +8,6 @@
 
 use std::io;
 
-use rustix::io::Errno;
-
 use crate::session::policy::RelayMode;
 use crate::sys::end::End;
 use crate::sys::splice::{self, Spliced};
@@ -51,6 +49,8 @@ pub(super) enum Run {
     SinkGone,
     /// The source broke.
     SourceBroke,
+    /// Neither is gone: the system could not do it.
+    Failed(io::Error),
 }
 
 /// One direction.
@@ -127,10 +127,10 @@ impl Pump {
                 source.readable = true;
                 None
             }
-            Err(error) if is_broken_pipe(&error) => Some(Run::SinkGone),
+            Err(error) if is_gone(sink, &error) => Some(Run::SinkGone),
             // splice doesn't say which of the two broke: it is the socket, a pipe only knows EPIPE.
             Err(_) if source.is_socket() => Some(Run::SourceBroke),
-            Err(_) => Some(Run::SinkGone),
+            Err(error) => Some(Run::Failed(error)),
         }
     }
 
@@ -151,11 +151,42 @@ impl Pump {
                 self.pending.start += count;
                 None
             }
-            Err(_) => Some(Run::SinkGone),
+            Err(error) if is_gone(sink, &error) => Some(Run::SinkGone),
+            Err(error) => Some(Run::Failed(error)),
         }
     }
 }
 
-fn is_broken_pipe(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(Errno::PIPE.raw_os_error())
+/// Whether a write that failed so says that nobody reads there any more. A pipe knows EPIPE alone; a connection breaks in many ways.
+pub(super) fn is_gone(sink: &End, error: &io::Error) -> bool {
+    sink.is_socket() || error.kind() == io::ErrorKind::BrokenPipe
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::pipe::{PipeFlags, pipe_with};
+
+    use super::*;
+    use crate::engine::CLIENT_IN;
+
+    /// The two ends of a pipe.
+    fn ends() -> (End, End) {
+        let (from, to) = pipe_with(PipeFlags::NONBLOCK).unwrap();
+        (End::shared(from, CLIENT_IN).unwrap(), End::shared(to, CLIENT_IN).unwrap())
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_is_no_failure_of_the_system_and_any_other_error_is() {
+        for mode in [RelayMode::Splice, RelayMode::Copy] {
+            let ((mut source, mut feed), (reader, mut sink)) = (ends(), ends());
+            feed.write(b"NOOP\r\n").unwrap();
+            drop(reader);
+            let run = Pump::new(mode).run(&mut source, &mut sink);
+            assert!(matches!(run, Run::SinkGone), "{run:?}");
+            feed.write(b"NOOP\r\n").unwrap();
+            let (mut not_to_be_written, _to) = ends();
+            let run = Pump::new(mode).run(&mut source, &mut not_to_be_written);
+            assert!(matches!(run, Run::Failed(_)), "{run:?}");
+        }
+    }
 }

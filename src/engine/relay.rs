@@ -1,6 +1,7 @@
 //! The two relays. In plaintext the kernel moves the octets, between the client's descriptors and the child's pipes. In TLS
 //! each record of one leg is encrypted into the other leg's queue from the place where rustls has put its plaintext.
 
+use std::io;
 use std::time::Instant;
 
 use log::warn;
@@ -80,6 +81,10 @@ impl Conn {
                     self.session.handle_end(EndReason::Client(ClientEnd::BrokeOff), now);
                     again = true;
                 }
+                Run::Failed(error) => {
+                    self.session.handle_end(cannot_relay(&error), now);
+                    again = true;
+                }
             }
         }
         if let Some(source) = self.child_out.as_mut().filter(|_| self.session.to_client.is_empty())
@@ -121,6 +126,10 @@ impl Conn {
                 Run::SinkGone => {
                     client.is_deaf = true;
                     self.session.handle_end(EndReason::Client(ClientEnd::BrokeOff), now);
+                    again = true;
+                }
+                Run::Failed(error) => {
+                    self.session.handle_end(cannot_relay(&error), now);
                     again = true;
                 }
             }
@@ -322,6 +331,10 @@ impl Conn {
         }
         moved | finished(&mut self.session, client.close_sent && !leg.wants_write(), backend, now)
     }
+}
+
+fn cannot_relay(error: &io::Error) -> EndReason {
+    EndReason::System(format!("can't relay: {error}"))
 }
 
 /// No more will come: a child sees the end of its input, a socket's server that of our side.

@@ -1,17 +1,19 @@
 //! Writing: what waits leaves, as far as it is taken. A side that takes nothing more is deaf; what it still says is heard.
 
+use std::io;
 use std::time::Instant;
 
 use crate::session::{ClientEnd, EndReason, Phase};
 
 use super::bridge;
 use super::conn::Conn;
+use super::pump::is_gone;
 use super::secure::{Whose, tls_trouble};
 
 impl Conn {
     /// Writes what waits, as far as it is taken. True: something left.
     pub(super) fn write_out(&mut self, now: Instant) -> bool {
-        let moved = self.write_client(now) | self.write_child() | self.write_backend(now);
+        let moved = self.write_client(now) | self.write_child(now) | self.write_backend(now);
         if moved {
             self.session.handle_written(now);
         }
@@ -52,7 +54,7 @@ impl Conn {
                     return Ok(written);
                 }
                 // A leg that has failed takes nothing; its alert has left.
-                leg.send(self.session.to_client.as_slice()).map_err(std::io::Error::other)?;
+                leg.send(self.session.to_client.as_slice()).map_err(io::Error::other)?;
                 self.session.to_client.clear();
                 Ok(written + bridge::transmit(client.ends.output(), leg)?)
             }),
@@ -73,7 +75,7 @@ impl Conn {
         }
     }
 
-    fn write_child(&mut self) -> bool {
+    fn write_child(&mut self, now: Instant) -> bool {
         let Some(end) = &mut self.child_in else {
             self.session.to_child.clear();
             return false;
@@ -84,8 +86,13 @@ impl Conn {
                 Ok(Some(count)) => self.session.to_child.consume(count),
                 Ok(None) => break,
                 // It no longer reads; what it still says is heard until it closes.
-                Err(_) => {
+                Err(error) if is_gone(end, &error) => {
                     self.child_in = None;
+                    return true;
+                }
+                Err(error) => {
+                    self.child_in = None;
+                    self.session.handle_end(cannot_write(&error), now);
                     return true;
                 }
             }
@@ -99,22 +106,31 @@ impl Conn {
             self.session.to_backend.clear();
             return false;
         };
-        if backend.is_deaf {
+        let was_deaf = backend.is_deaf;
+        let mut written = 0;
+        if was_deaf {
             self.session.to_backend.clear();
-            return false;
-        }
-        let mut written = backend.transmit();
-        if !self.session.to_backend.is_empty() && backend.is_secure() && backend.takes_more() {
-            if let Err(error) = backend.send(self.session.to_backend.as_slice()) {
-                tls_trouble(&mut self.session, Whose::Backend, error, now);
-            }
-            self.session.to_backend.clear();
+        } else {
             written += backend.transmit();
+            if !self.session.to_backend.is_empty() && backend.is_secure() && backend.takes_more() {
+                if let Err(error) = backend.send(self.session.to_backend.as_slice()) {
+                    tls_trouble(&mut self.session, Whose::Backend, error, now);
+                }
+                self.session.to_backend.clear();
+                written += backend.transmit();
+            }
         }
-        if backend.is_deaf && (self.session.is_handover() || self.session.phase().is_reaching()) {
+        let is_deafened = backend.is_deaf && !was_deaf;
+        if is_deafened && (self.session.is_handover() || self.session.phase().is_reaching()) {
             self.session.handle_handover_failed("it takes nothing more".to_owned(), now);
+        } else if let Some(error) = backend.failure.take() {
+            self.session.handle_end(cannot_write(&error), now);
             return true;
         }
-        written > 0 || backend.is_deaf
+        written > 0 || is_deafened
     }
+}
+
+fn cannot_write(error: &io::Error) -> EndReason {
+    EndReason::System(format!("can't write to the server: {error}"))
 }

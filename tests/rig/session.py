@@ -219,6 +219,7 @@ class Session:
 
     def end(self):
         """QUIT was answered: both sides close, TLS first; Cut if the other one's end of it is missing."""
+        self.phase = "farewell"
         if self.tls:
             with contextlib.suppress(ssl.SSLError):
                 self.tls.unwrap()
