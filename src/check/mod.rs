@@ -24,7 +24,7 @@ mod table;
 use std::io::IsTerminal;
 
 use crate::cli::{Config, IdentitySource, Mute};
-use crate::driver::ucspi;
+use crate::driver::{needs, ucspi};
 use crate::engine::Peer;
 use crate::error::{Fatal, exit};
 use crate::session::Way;
@@ -95,8 +95,7 @@ fn check_host(
     let road = Road::new(config, target.clone(), tls)?;
     become_less(config, table);
     if config.sandbox {
-        let needs = ucspi::needs(Some(&target), peer.as_ref(), Vec::new());
-        match sandbox::confine(&needs) {
+        match sandbox::confine(&needs::of_a_session(Some(&target), peer.as_ref(), Vec::new())) {
             Confined::Wholly | Confined::OlderLandlock => table.ok("sandbox", "what follows was tried inside it"),
             Confined::Without(what) => {
                 table.warning("sandbox", &format!("without {what}"), "This kernel or container has not all of it.");

@@ -34,11 +34,12 @@ use super::addresses::Addresses;
 use super::admission::Admission;
 use super::again;
 use super::metrics::{Figures, Running};
+use super::needs;
 use super::probe::{Prober, Server, Shared};
 use super::renewal::{self, Current, Renewal};
 use super::scrape;
 use super::tickets;
-use super::ucspi::{identity, needs, peer, target, warn_of};
+use super::ucspi::{identity, peer, target, warn_of};
 use super::watch::{self, Loop, Over, Watch, event};
 use super::worker::{House, Stage, Worker};
 
@@ -153,7 +154,7 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
         thread::Builder::new().name("prober".to_owned()).spawn(probe).map_err(fatal("start a loop"))?;
     }
     if let Some(socket) = metrics {
-        let needs = needs.as_ref().map(|_| Needs { listens: true, ..Needs::default() });
+        let needs = needs.as_ref().map(|_| needs::of_who_is_asked());
         scrape::start(socket, figures.clone(), give_up(needs)).map_err(fatal("start a thread"))?;
     }
     give_up(needs)();
@@ -235,8 +236,8 @@ fn house(
     }
     // One that is unusable now may be there at the next SIGHUP.
     let target = if is_served || config.identity != IdentitySource::None { target(&config) } else { None };
-    let mut needs = needs(target.as_ref(), peer.as_ref(), Vec::new());
-    needs.targets.extend(plain.clone());
+    let peeks = listen.proxies.is_some();
+    let needs = config.sandbox.then(|| needs::of_a_listener(target.as_ref(), plain.as_ref(), peer.as_ref(), peeks));
     peer.iter().for_each(|peer| peer.roots.keep());
     let tickets = tickets(&config)?;
     let secrets = Secrets { identity: None, tickets, peer };
@@ -274,7 +275,7 @@ fn house(
         admission: Admission::new(listen.most.min(fitting), addresses),
         stage: Arc::new(AtomicU8::new(Stage::Serve as u8)),
     };
-    Ok((house, renewal, config.sandbox.then_some(Needs { listens: true, peeks: listen.proxies.is_some(), ..needs })))
+    Ok((house, renewal, needs))
 }
 
 /// How many sessions so many descriptors are enough for, beside loops with so many sockets each.

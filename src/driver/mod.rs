@@ -7,6 +7,7 @@ pub mod greeting;
 pub mod listen;
 mod lobby;
 mod metrics;
+pub mod needs;
 mod probe;
 mod renewal;
 mod scrape;

@@ -27,12 +27,12 @@ use crate::sys::child::{self, Child};
 use crate::sys::dial::{Place, Target};
 use crate::sys::end::{End, Registry};
 use crate::sys::holder::Holder;
-use crate::sys::sandbox::{self, Confined, Needs};
+use crate::sys::sandbox::{self, Confined};
 use crate::sys::{inherited, privileges, signals};
 use crate::tls::{Identity, Roots, UnixTime};
 use crate::variables::NAMES;
 
-use super::{greeting, tickets};
+use super::{greeting, needs, tickets};
 
 /// What is said where HOST can't tell a client from this host.
 const HAZARD: &str = "HOST takes every client in TLS for this host: an open relay, if it relays for loopback \
@@ -68,9 +68,8 @@ pub fn serve(config: Config) -> Result<u8, Fatal> {
     let (target, peer) = if offers_tls { (target(&config), peer(&config)) } else { (None, None) };
     let (uid, gid) = ids(&config);
     let dropped = privileges::become_user(uid, gid).and_then(|()| privileges::harden());
-    let told = tls_server.iter().filter_map(|server| server.pid);
-    let children = front.pid().into_iter().chain(holder.iter().map(Holder::pid)).chain(told).collect();
-    let needs = config.sandbox.then(|| needs(target.as_ref(), peer.as_ref(), children));
+    let children = children(&front, holder.as_ref(), tls_server.as_ref());
+    let needs = config.sandbox.then(|| needs::of_a_session(target.as_ref(), peer.as_ref(), children));
     let tickets = config.ticket_keys.as_deref().filter(|_| identity.is_some()).and_then(|path| {
         tickets::from_file(path).inspect_err(|why| warn!("clients get no session tickets: {why}")).ok()
     });
@@ -95,17 +94,15 @@ pub fn serve(config: Config) -> Result<u8, Fatal> {
     code.map_err(|error| Fatal::System("wait for events", error))
 }
 
-/// What a session so configured will need once the client is heard.
-pub(crate) fn needs(target: Option<&Target>, peer: Option<&Peer>, children: Vec<Pid>) -> Needs {
-    let folders = peer.map_or(&[][..], |peer| peer.roots.folders());
-    // A folder may be one of the system's, or of links to its certificates.
-    let linked = folders.first().map(|_| sandbox::system_roots()).unwrap_or_default();
-    let files = folders.iter().cloned().chain(linked).collect();
-    Needs { children, targets: target.cloned().into_iter().collect(), files, listens: false, peeks: false }
+/// Whom the session signals and reaps: PROG, the place of a fresh one, and the server that we run under.
+fn children(front: &Front, holder: Option<&Holder>, tls_server: Option<&TlsServer>) -> Vec<Pid> {
+    let told = tls_server.and_then(|server| server.pid);
+    front.pid().into_iter().chain(holder.map(Holder::pid)).chain(told).collect()
 }
 
 /// How HOST is known, where it speaks TLS. Its roots are opened here.
-pub(crate) fn peer(config: &Config) -> Option<Peer> {
+#[must_use]
+pub fn peer(config: &Config) -> Option<Peer> {
     let Some(Server::Tcp { host, .. }) = config.server.as_ref().filter(|_| config.policy.way.secures_host()) else {
         return None;
     };
@@ -119,7 +116,8 @@ pub(crate) fn peer(config: &Config) -> Option<Peer> {
 }
 
 /// Where HOST is, if the way has one.
-pub(crate) fn target(config: &Config) -> Option<Target> {
+#[must_use]
+pub fn target(config: &Config) -> Option<Target> {
     let place = config.server.as_ref().map(|server| match server {
         Server::Tcp { host, port } => Place::Tcp(host.clone(), *port),
         Server::Unix(path) => Place::Unix(path.clone()),
@@ -287,4 +285,34 @@ pub(super) fn from_files_by(
     let (chain, key_pem) = (read(cert)?, read(key)?);
     Identity::from_pem(&chain, &key_pem, UnixTime::now())
         .map_err(|error| format!("certificate {}, key {}: {error}", cert.display(), key.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::needs::tests::{LINES, config};
+
+    /// An end of anything.
+    fn end() -> End {
+        let (end, _) = rustix::pipe::pipe().unwrap();
+        End::shared(end, TLS_SERVER).unwrap()
+    }
+
+    #[test]
+    fn prog_is_signalled_and_the_place_of_a_fresh_one_and_nobody_else() {
+        for (way, line) in LINES {
+            let config = config(line, &[("CERTFILE", "c")]);
+            let (holder, front) = (hold(&config).unwrap(), start(&config).unwrap());
+            let (prog, place) = (front.pid().unwrap(), holder.as_ref().map(Holder::pid));
+            assert_eq!(place.is_some(), way.respawns(), "{way}");
+            let own: Vec<Pid> = [prog].into_iter().chain(place).collect();
+            assert_eq!(children(&front, holder.as_ref(), None), own, "{way}");
+            let mut server = TlsServer { control: end(), input: end(), output: end(), pid: None };
+            assert_eq!(children(&front, holder.as_ref(), Some(&server)), own, "{way}, and the server is no child");
+            server.pid = Some(Pid::INIT);
+            assert_eq!(children(&front, holder.as_ref(), Some(&server)), [own, vec![Pid::INIT]].concat(), "{way}");
+        }
+        let failed = Front::Failed(EndReason::Policy(PolicyEnd::NoCertificate));
+        assert_eq!(children(&failed, None, None), []);
+    }
 }
