@@ -157,6 +157,9 @@ impl Session {
 
     /// EHLO inside TLS: it goes on, and everything behind it.
     pub(super) fn open(&mut self, now: Instant) {
+        if self.dialogue.is_inside_code() {
+            return self.finish(EndReason::Backend(BackendEnd::Unasked), now);
+        }
         let dialogue = core::mem::take(&mut self.dialogue);
         self.to_backend.push(&dialogue.lines.into_held());
         self.transcript.forget();
@@ -188,10 +191,8 @@ impl Session {
             match heard {
                 Heard::Part => {}
                 // It would stand where the client expects the answer to its EHLO; only an end may be announced so.
-                Heard::Unasked(code) if self.phase == Phase::Gate && !code.is(b"421") => {
-                    return self.finish(EndReason::Backend(BackendEnd::Unasked), now);
-                }
-                Heard::Unasked(_) => self.take_commands(now),
+                Heard::OutOfTurn => return self.finish(EndReason::Backend(BackendEnd::Unasked), now),
+                Heard::Unasked => self.take_commands(now),
                 Heard::Answer(asked, code) => {
                     self.timers.touch(now);
                     self.answered(asked, code.class(), now);

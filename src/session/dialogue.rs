@@ -44,7 +44,9 @@ pub(super) enum Heard {
     /// The whole of an owed reply.
     Answer(Asked, Code),
     /// A whole reply that nobody asked for.
-    Unasked(Code),
+    Unasked,
+    /// The beginning of one where the server may speak only when asked. Nothing of it is passed on, and the dialogue is over.
+    OutOfTurn,
     /// No SMTP.
     NotSmtp,
 }
@@ -61,8 +63,8 @@ pub(super) struct Dialogue {
     collected: Vec<u8>,
     /// A part of the server's present reply has been passed on.
     said: bool,
-    /// A reply that nobody asked for is not passed on.
-    keeps_unasked: bool,
+    /// The server may not speak unasked, but for a 421.
+    only_when_asked: bool,
     line_start: usize,
     collecting: bool,
     last: Option<Code>,
@@ -80,7 +82,7 @@ impl Dialogue {
 
     /// A dialogue in which the server may speak only when asked, but for a 421.
     pub(super) fn only_when_asked() -> Self {
-        Self { keeps_unasked: true, ..Self::default() }
+        Self { only_when_asked: true, ..Self::default() }
     }
 
     /// A command went to the server.
@@ -167,6 +169,11 @@ impl Dialogue {
         !self.said && self.collected.is_empty()
     }
 
+    /// Whether the server has begun a line, and it is not known yet what it says.
+    pub(super) fn is_inside_code(&self) -> bool {
+        !self.collecting && !self.collected.is_empty()
+    }
+
     /// The code of the server's last whole reply.
     pub(super) fn last_code(&self) -> Option<Code> {
         self.last
@@ -198,7 +205,7 @@ impl Dialogue {
                 self.last = Some(code);
                 match self.owed.front() {
                     Some(Owed::Servers(asked)) => Heard::Answer(*asked, code),
-                    Some(Owed::Ours(_) | Owed::End(_)) | None => Heard::Unasked(code),
+                    Some(Owed::Ours(_) | Owed::End(_)) | None => Heard::Unasked,
                 }
             }
         };
@@ -206,11 +213,11 @@ impl Dialogue {
             self.line_start = self.collected.len();
         }
         if !self.collecting && self.scanner.is_code_known() {
-            if self.keeps_unasked && self.owed.is_empty() && !self.says_421() {
-                self.collected.clear();
-            } else {
-                self.pass_on(out);
+            let is_asked = matches!(self.owed.front(), Some(Owed::Servers(_)));
+            if self.only_when_asked && !is_asked && !self.says_421() {
+                return (used, Heard::OutOfTurn);
             }
+            self.pass_on(out);
         }
         if matches!(scanned, Scanned::Final(_)) {
             self.said = false;
@@ -337,9 +344,26 @@ mod tests {
     #[test]
     fn passes_on_what_nobody_asked_for() {
         let (mut dialogue, mut out) = (Dialogue::default(), Buffer::default());
-        let code = Code::parse(*b"421").unwrap();
-        assert_eq!(dialogue.hear(b"421 idle\r\n", EDIT, &mut out), (10, Heard::Unasked(code)));
+        assert_eq!(dialogue.hear(b"421 idle\r\n", EDIT, &mut out), (10, Heard::Unasked));
         assert_eq!(out.as_slice(), b"421 idle\r\n");
+    }
+
+    #[test]
+    fn where_only_answers_are_heard_nothing_else_is_not_even_its_beginning() {
+        let mut out = Buffer::default();
+        for begun in [&b"250 "[..], b"250 he", b"250-he\r\n", b"220 hello\r\n"] {
+            let mut dialogue = Dialogue::only_when_asked();
+            assert_eq!(dialogue.hear(begun, None, &mut out), (begun.len(), Heard::OutOfTurn));
+            assert!(out.is_empty());
+        }
+        let mut dialogue = Dialogue::only_when_asked();
+        for (part, is_inside_code) in
+            [(&b"42"[..], true), (b"1-i", false), (b"dle\r\n", false), (b"4", true), (b"21 bye", false)]
+        {
+            assert_eq!(dialogue.hear(part, None, &mut out), (part.len(), Heard::Part));
+            assert_eq!(dialogue.is_inside_code(), is_inside_code);
+        }
+        assert_eq!(out.as_slice(), b"421-idle\r\n421 bye");
     }
 
     #[test]
