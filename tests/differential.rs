@@ -50,18 +50,27 @@ fn answer(model: Model, line: &[u8], number: usize) -> String {
 }
 
 /// What is wrong with how the stream was treated before a server of this model; `lazily`: one that comes when it is needed.
+///
+/// Where the cutoff is, is seen when the stream comes line by line; cut otherwise, the server gets the same.
 fn judge(model: Model, stream: &[u8], setting: &Setting, lazily: bool) -> Result<Outcome, String> {
-    let mut answer = |line: &[u8], number| answer(model, line, number);
-    let outcome = match StandIn::new(LEARNED.clone(), None).filter(|_| lazily) {
-        Some(stand_in) => play_lazily(stream, setting, stand_in, &mut answer),
-        None => play(stream, setting, &mut answer),
+    let go = |setting: &Setting| {
+        let mut answer = |line: &[u8], number| answer(model, line, number);
+        match StandIn::new(LEARNED.clone(), None).filter(|_| lazily) {
+            Some(stand_in) => play_lazily(stream, setting, stand_in, &mut answer),
+            None => play(stream, setting, &mut answer),
+        }
     };
-    let (snooped, tail) = outcome.child.split_at(outcome.snooped);
+    let (outcome, by_line) = (go(setting), go(&Setting { by_line: true, lazy_child: false, ..*setting }));
+    let (snooped, tail) = by_line.child.split_at(by_line.snooped);
     if let Some(at) = guarded(model, snooped) {
         return Err(format!("it runs \"{}\"", snooped[at..].escape_ascii()));
     }
     if !accounts_for(stream, &outcome.child, outcome.relayed) || !outcome.relayed && !tail.is_empty() {
         return Err(format!("it got \"{}\"", outcome.child.escape_ascii()));
+    }
+    if (&outcome.child, outcome.relayed) != (&by_line.child, by_line.relayed) {
+        let [got, otherwise] = [&outcome, &by_line].map(|outcome| outcome.child.escape_ascii());
+        return Err(format!("it got \"{got}\", and line by line \"{otherwise}\""));
     }
     Ok(outcome)
 }

@@ -25,6 +25,8 @@ pub struct Setting {
     pub lazy_child: bool,
     /// Octets in a piece.
     pub piece: usize,
+    /// No piece goes beyond the end of a line.
+    pub by_line: bool,
 }
 
 impl Setting {
@@ -42,6 +44,7 @@ impl Setting {
                 0..=200 => usize::from(piece) + 1,
                 _ => 1000 + 50 * usize::from(piece),
             },
+            by_line: false,
         }
     }
 
@@ -65,7 +68,8 @@ pub struct Outcome {
     pub client: Vec<u8>,
     /// The relay was reached.
     pub relayed: bool,
-    /// How much of `child` was sent before that, line by line.
+    /// How much of `child` was sent before that, line by line; less, were lines to go on in the call that is the cutoff, but for pieces
+    /// that end where lines do.
     pub snooped: usize,
 }
 
@@ -143,7 +147,8 @@ fn go_on(
             continue;
         }
         assert!(session.to_backend.is_empty(), "nobody has asked for the backend");
-        let room = session.client_room().min(rest.len()).min(setting.piece);
+        let line = rest.iter().position(|o| *o == b'\n').filter(|_| setting.by_line).map_or(rest.len(), |lf| lf + 1);
+        let room = session.client_room().min(line).min(setting.piece);
         let phase = session.phase();
         let waiting = &outcome.child[answered..];
         let speaks = matches!(phase, Phase::Snoop | Phase::Brief);
