@@ -9,7 +9,7 @@ use starttls_wrapper::session::{BackendEnd, ChildEnd, ClientEnd, EndReason, Phas
 
 use super::dialogue::{self, Backend, Side};
 use super::script::{Deed, Front, Script, Summon, parse};
-use super::witness::{Given, Witness};
+use super::witness::{Given, Reached, Witness};
 
 /// What the engine reads at once.
 const READ: usize = 8 * 1024;
@@ -48,6 +48,7 @@ pub(crate) struct Outcome {
     /// And it was needed, and came.
     pub(crate) was_briefed: bool,
     pub(crate) ended_in: Phase,
+    pub(crate) reached: Reached,
 }
 
 /// Plays one input. `None` where it is no script.
@@ -86,7 +87,7 @@ fn play(script: Script) -> Outcome {
     }
     owner.outlast();
     let was_briefed = was_lazy && !owner.session.is_lazy() && owner.witness.is_briefed();
-    Outcome { way, was_lazy, was_briefed, ended_in: owner.session.ended_in() }
+    Outcome { way, was_lazy, was_briefed, ended_in: owner.session.ended_in(), reached: owner.witness.reached() }
 }
 
 impl Owner {

@@ -3,7 +3,7 @@
 //!
 //! A conversation is a handshake and then lines both ways. Undamaged, however it is cut, it succeeds and every octet arrives.
 //! Damaged, a leg may fail, but what it delivers is a prefix of what the other sent, and a clean end is reported only where
-//! one was sent. Always: a leg holds no more than its cap, an error stays, and every run ends.
+//! one was sent. Always: a leg's buffers hold no more than their cap, and all else of it [`BEYOND`]; an error stays, and every run ends.
 
 use std::io::{Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,10 +16,14 @@ use starttls_wrapper::tls::{
     ClientConfig, Identity, Leg, Roots, ServerConfig, Tickets, TlsError, Trust, client_setup, server_name, server_setup,
 };
 
+use super::memory;
+
 const HOST: &str = "mx.example";
 /// What src/tls/buffer.rs allows to be held before and after the handshake.
 const HANDSHAKE: usize = 64 * 1024;
 const TRAFFIC: usize = 256 * 1024;
+/// What a leg may hold besides its buffers: rustls' connection, and the certificates that it was shown.
+const BEYOND: isize = 128 * 1024;
 /// rustls 0.23.46, and with debug assertions alone: a damaged record behind our own close_notify. `CommonState::send_fatal_alert`
 /// asserts that no alert was sent, and counts close_notify as one. As shipped, the alert is queued behind the close_notify, and the
 /// error is the record's.
@@ -85,28 +89,101 @@ impl Damage {
     }
 }
 
+/// A leg, and what was seen of it.
+struct Watched {
+    leg: Leg,
+    received: Vec<u8>,
+    /// The most that waited in it: its buffer is not given back while it is used.
+    most_queued: usize,
+    /// What it has allocated and not freed.
+    held: isize,
+}
+
+impl Watched {
+    fn new(make: impl FnOnce() -> Leg) -> Self {
+        let held = memory::held();
+        let leg = make();
+        Self { leg, received: Vec::new(), most_queued: 0, held: memory::held() - held }
+    }
+
+    /// One call, for whose memory the leg answers.
+    fn call<R>(&mut self, call: impl FnOnce(&mut Leg, &mut Vec<u8>) -> R) -> R {
+        let own = |received: &Vec<u8>| memory::held() - isize::try_from(received.capacity()).expect("a capacity");
+        let held = own(&self.received);
+        let result = call(&mut self.leg, &mut self.received);
+        self.held += own(&self.received) - held;
+        result
+    }
+
+    fn take_outgoing(&mut self) -> Vec<u8> {
+        let octets = self.leg.outgoing().to_vec();
+        self.most_queued = octets.len().max(self.most_queued);
+        self.call(|leg, _| leg.sent(octets.len()));
+        octets
+    }
+
+    /// Gives octets to it as a reader of a socket would, and checks what holds for every leg.
+    fn give(&mut self, mut octets: &[u8], piece: usize) -> Result<(), TlsError> {
+        while !octets.is_empty() {
+            let room = self.call(|leg, _| leg.room().len());
+            if room == 0 {
+                assert!(self.leg.is_failed() || self.leg.peer_closed(), "no room, and no reason");
+                return Ok(());
+            }
+            let (taken, rest) = octets.split_at(room.min(octets.len()).min(piece));
+            octets = rest;
+            let cap = if self.leg.is_handshaking() { HANDSHAKE } else { TRAFFIC };
+            let handled = self.call(|leg, received| {
+                leg.room()[..taken.len()].copy_from_slice(taken);
+                leg.filled(taken.len());
+                leg.handle_records(&mut |plaintext| received.extend_from_slice(plaintext))
+            });
+            let queued = self.leg.outgoing().len().max(self.most_queued);
+            // As the engine does before it waits: what was borrowed may be larger than what this one may hold.
+            self.call(|leg, _| leg.give_back());
+            let footprint = self.leg.footprint();
+            assert!(footprint <= 2 * (cap + queued) + 32 * 1024, "{footprint} octets of {cap}");
+            let beyond = self.held - isize::try_from(footprint).expect("a footprint");
+            // A panic that is caught may have had its backtrace printed, which takes memory for good.
+            let has_panicked = matches!(handled, Err(TlsError::Panicked(_)));
+            assert!(beyond <= BEYOND || has_panicked, "{beyond} octets besides its buffers");
+            if let Err(error) = handled {
+                assert!(self.leg.is_failed() && self.leg.room().is_empty());
+                let again = self.leg.handle_records(&mut |_| panic!("plaintext behind an error"));
+                assert_eq!(again.map_err(|e| e.to_string()), Err(error.to_string()), "the error has changed");
+                assert!(self.leg.send(b"x").is_err());
+                let is_ours = matches!(&error, TlsError::Panicked(why) if why != ALERT_BEHIND_CLOSE);
+                assert!(!is_ours && !matches!(error, TlsError::Unexpected(_)), "{error}");
+                return Err(error);
+            }
+            assert!(!self.leg.is_failed());
+        }
+        Ok(())
+    }
+}
+
 /// Either side of a conversation.
 enum End {
-    /// A leg, what it received, and the most that waited in it: its buffer is not given back while it is used.
-    Leg(Box<Leg>, Vec<u8>, usize),
+    Leg(Box<Watched>),
     Foreign(Box<ClientConnection>, Vec<u8>),
 }
 
 impl End {
     fn received(&self) -> &[u8] {
         match self {
-            Self::Leg(_, received, _) | Self::Foreign(_, received) => received,
+            Self::Leg(watched) => &watched.received,
+            Self::Foreign(_, received) => received,
         }
     }
 
     fn send(&mut self, octets: &[u8], close: bool) {
         match self {
-            Self::Leg(leg, ..) => {
+            Self::Leg(watched) => watched.call(|leg, _| {
                 drop(leg.send(octets));
                 if close {
                     leg.send_close();
                 }
-            }
+            }),
             Self::Foreign(foreign, _) => {
                 drop(foreign.writer().write_all(octets));
                 if close {
@@ -118,12 +195,7 @@ impl End {
 
     fn take_outgoing(&mut self) -> Vec<u8> {
         match self {
-            Self::Leg(leg, _, most_queued) => {
-                let octets = leg.outgoing().to_vec();
-                *most_queued = octets.len().max(*most_queued);
-                leg.sent(octets.len());
-                octets
-            }
+            Self::Leg(watched) => watched.take_outgoing(),
             Self::Foreign(foreign, _) => {
                 let mut octets = Vec::new();
                 while foreign.wants_write() {
@@ -137,9 +209,7 @@ impl End {
     /// Receives, in pieces; the error, if it is over.
     fn receive(&mut self, octets: &[u8], piece: usize) -> Result<(), String> {
         match self {
-            Self::Leg(leg, received, most) => {
-                give(leg, octets, piece, received, *most).map_err(|error| error.to_string())
-            }
+            Self::Leg(watched) => watched.give(octets, piece).map_err(|error| error.to_string()),
             Self::Foreign(foreign, received) => {
                 for mut piece in octets.chunks(piece) {
                     while !piece.is_empty() {
@@ -159,63 +229,24 @@ impl End {
     }
 
     fn is_closed(&self) -> bool {
-        matches!(self, Self::Leg(leg, ..) if leg.peer_closed())
+        matches!(self, Self::Leg(watched) if watched.leg.peer_closed())
     }
 
     fn is_open(&self) -> bool {
         match self {
-            Self::Leg(leg, ..) => !leg.is_handshaking() && !leg.is_failed(),
+            Self::Leg(watched) => !watched.leg.is_handshaking() && !watched.leg.is_failed(),
             Self::Foreign(foreign, _) => !foreign.is_handshaking(),
         }
     }
-}
-
-/// Gives octets to a leg as a reader of a socket would, and checks what holds for every leg, in which no more than `most_queued` octets
-/// waited before.
-fn give(
-    leg: &mut Leg,
-    mut octets: &[u8],
-    piece: usize,
-    received: &mut Vec<u8>,
-    most_queued: usize,
-) -> Result<(), TlsError> {
-    while !octets.is_empty() {
-        let room = leg.room();
-        if room.is_empty() {
-            assert!(leg.is_failed() || leg.peer_closed(), "no room, and no reason");
-            return Ok(());
-        }
-        let count = room.len().min(octets.len()).min(piece);
-        room[..count].copy_from_slice(&octets[..count]);
-        leg.filled(count);
-        octets = &octets[count..];
-        let handshaking = leg.is_handshaking();
-        let handled = leg.handle_records(&mut |plaintext| received.extend_from_slice(plaintext));
-        let cap = if handshaking { HANDSHAKE } else { TRAFFIC };
-        let queued = leg.outgoing().len().max(most_queued);
-        // As the engine does before it waits: what was borrowed may be larger than what this one may hold.
-        leg.give_back();
-        assert!(leg.footprint() <= 2 * (cap + queued) + 32 * 1024, "{} octets of {cap}", leg.footprint());
-        if let Err(error) = handled {
-            assert!(leg.is_failed() && leg.room().is_empty());
-            let again = leg.handle_records(&mut |_| panic!("plaintext behind an error"));
-            assert_eq!(again.map_err(|e| e.to_string()), Err(error.to_string()), "the error has changed");
-            assert!(leg.send(b"x").is_err());
-            let is_ours = matches!(&error, TlsError::Panicked(why) if why != ALERT_BEHIND_CLOSE);
-            assert!(!is_ours && !matches!(error, TlsError::Unexpected(_)), "{error}");
-            return Err(error);
-        }
-        assert!(!leg.is_failed());
-    }
-    Ok(())
 }
 
 /// One input.
 pub fn run(octets: &[u8]) {
     let Some((&choice, rest)) = octets.split_first() else { return };
     let setups = setups();
-    let server = Leg::accept(&setups.server).expect("a server");
-    let client = || Leg::connect(&setups.client, server_name(HOST).expect("a name")).expect("a client");
+    let server = Watched::new(|| Leg::accept(&setups.server).expect("a server"));
+    let client =
+        || Watched::new(|| Leg::connect(&setups.client, server_name(HOST).expect("a name")).expect("a client"));
     match choice % 8 {
         0 => raw(server, rest),
         1 => raw(client(), rest),
@@ -224,15 +255,15 @@ pub fn run(octets: &[u8]) {
             let foreign = ClientConnection::new(setups.foreign[usize::from(choice % 2)].clone(), name);
             converse(End::Foreign(Box::new(foreign.expect("a client")), Vec::new()), server, rest);
         }
-        _ => converse(End::Leg(Box::new(client()), Vec::new(), 0), server, rest),
+        _ => converse(End::Leg(Box::new(client())), server, rest),
     }
 }
 
 /// Octets that nobody encrypted, in pieces of the size that the first one says.
-fn raw(mut leg: Leg, octets: &[u8]) {
+fn raw(mut watched: Watched, octets: &[u8]) {
     let Some((&piece, octets)) = octets.split_first() else { return };
-    let mut received = Vec::new();
-    let taken = give(&mut leg, octets, usize::from(piece) + 1, &mut received, 0);
+    let taken = watched.give(octets, usize::from(piece) + 1);
+    let Watched { mut leg, received, .. } = watched;
     assert!(received.is_empty() && leg.is_handshaking() && !leg.peer_closed());
     if taken.is_ok() {
         assert!(matches!(leg.send(b"x"), Err(TlsError::NotReady)));
@@ -240,14 +271,14 @@ fn raw(mut leg: Leg, octets: &[u8]) {
     }
 }
 
-fn converse(client: End, server: Leg, input: &[u8]) {
+fn converse(client: End, server: Watched, input: &[u8]) {
     let [piece, bulk, input @ ..] = input else { return };
     let pieces =
         [[usize::MAX, 1, 2, 5, 17, 1000, 1448, 16_401][usize::from(piece & 7)], usize::from(piece >> 3) * 40 + 1];
     let damages: Vec<Damage> =
         input.chunks_exact(4).take(8).map(|d| Damage { flight: d[0] % 12, kind: d[1], at: d[2], with: d[3] }).collect();
     let damage_at = |flight: usize| damages.iter().filter(move |d| usize::from(d.flight) == flight);
-    let mut ends = [client, End::Leg(Box::new(server), Vec::new(), 0)];
+    let mut ends = [client, End::Leg(Box::new(server))];
     let (mut sent, mut closed, mut harmed, mut error) = ([Vec::new(), Vec::new()], [false; 2], false, None);
     let mut said = [0; 2];
     for flight in 0..60 {

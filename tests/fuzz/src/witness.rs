@@ -2,12 +2,13 @@
 //!
 //! 1. Nothing for the child is queued but while snooping, and nothing after the hand-over has begun; no client octet that came behind
 //!    STARTTLS goes on: the session moves to `Dial` only when the client has said nothing behind the STARTTLS line, and an octet
-//!    that comes during the hand-over ends it.
+//!    that comes during the hand-over ends it. Of what came in one call with STARTTLS nothing goes on either.
 //! 2. The backend gets, before the gate, only lines that the child got before, or would have got, and then only what came inside TLS. In the way
 //!    `keep` it is the child itself, which gets RSET then and nothing else; behind `--mute`, what it is told by the operator.
 //! 3. What a server gets of a stream is some of its lines, in order and normal, none with a fault, and from a cutoff on all the
 //!    octets as they were given.
-//! 4. Replies: one for each command, in clear and at the gate, as long as the child, or the backend, gives one for each line.
+//! 4. Replies: one for each command, in clear and at the gate, as long as the child, or the backend, gives one for each line: what that
+//!    said to the line where it got it (of a reply to EHLO what is left of it), else a word of ours.
 //! 5. The 220 is alone in the queue, and nothing is queued for the client between it and its TLS. Inside TLS the client hears nothing
 //!    of a server's greeting and of its replies to a replay.
 //! 6. Where somebody stands in for the child: nothing is queued for it until it is there; then, first of all, the last hello that was
@@ -19,7 +20,7 @@ use starttls_wrapper::session::{ClientEnd, EndReason, Phase, Policy, Session, Wa
 use starttls_wrapper::smtp::command::{Kind, Verb, argument};
 use starttls_wrapper::smtp::line::LIMIT;
 
-use super::lines::{accounts_for, lines};
+use super::lines::{Line, accounts_for, lines};
 use super::memory;
 
 /// What we say inside TLS.
@@ -71,6 +72,20 @@ pub struct Witness {
     /// The child has given more replies than it got lines: nobody can tell which is which.
     spoke_unasked: bool,
     memory: isize,
+    reached: Reached,
+}
+
+/// How often these were really asked, of one session or of many: invariants 1 and 4 have conditions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reached {
+    /// Are there as many replies as commands, while nobody but a stand-in is there?
+    pub alone: usize,
+    /// While snooping, and each in its turn?
+    pub snooping: usize,
+    /// At the gate?
+    pub gate: usize,
+    /// Has nothing gone on of what came with STARTTLS?
+    pub behind_starttls: usize,
 }
 
 fn shown(octets: &[u8]) -> String {
@@ -78,17 +93,40 @@ fn shown(octets: &[u8]) -> String {
     if text.len() > 2000 { format!("{}[...]{}", &text[..1000], &text[text.len() - 1000..]) } else { text }
 }
 
-/// How many whole replies; `None` if that is no SMTP.
-fn replies(octets: &[u8]) -> Option<usize> {
-    let mut count = 0;
+/// The whole replies; `None` if that is no SMTP.
+fn replies(octets: &[u8]) -> Option<Vec<&[u8]>> {
+    let (mut whole, mut start, mut end) = (Vec::new(), 0, 0);
     for line in octets.split_inclusive(|o| *o == b'\n').filter(|line| line.ends_with(b"\n")) {
+        end += line.len();
         match line {
             [b'2'..=b'5', b'0'..=b'5', b'0'..=b'9', b'-', ..] => {}
-            [b'2'..=b'5', b'0'..=b'5', b'0'..=b'9', b' ' | b'\r' | b'\n', ..] => count += 1,
+            [b'2'..=b'5', b'0'..=b'5', b'0'..=b'9', b' ' | b'\r' | b'\n', ..] => {
+                whole.push(&octets[start..end]);
+                start = end;
+            }
             _ => return None,
         }
     }
-    Some(count)
+    Some(whole)
+}
+
+/// Whether nothing stands behind the last whole reply.
+fn ends_whole(said: &[u8]) -> bool {
+    let last = said.split_inclusive(|o| *o == b'\n').next_back().unwrap_or_default();
+    last.is_empty() || last.ends_with(b"\n") && last.get(3) != Some(&b'-')
+}
+
+/// Whether this is what was made of a reply to EHLO: less of what it offers, and of TLS what there is. However the lines are marked.
+fn is_made_of(heard: &[u8], said: &[u8]) -> bool {
+    fn text(line: Line<'_>) -> &[u8] {
+        let text = line.raw.get(3..).unwrap_or_default();
+        text.strip_prefix(b"-").unwrap_or(text).trim_ascii()
+    }
+    let mut said = lines(said).map(text);
+    lines(heard)
+        .map(text)
+        .filter(|text| !text.eq_ignore_ascii_case(b"STARTTLS"))
+        .all(|text| said.any(|said| said == text))
 }
 
 fn whole_lines(octets: &[u8]) -> usize {
@@ -115,6 +153,12 @@ impl Witness {
         self.briefed
     }
 
+    /// What could be asked.
+    #[must_use]
+    pub fn reached(&self) -> Reached {
+        self.reached
+    }
+
     /// Makes one call to the session and looks at what it did.
     pub fn watch(&mut self, session: &mut Session, given: Given<'_>, call: impl FnOnce(&mut Session)) {
         let before = session.phase();
@@ -127,7 +171,7 @@ impl Witness {
                 let asked = 1 + whole_lines(&self.to_child);
                 // Its last octet belongs to a reply behind all those before.
                 let earlier = self.child_said.split_last().map_or(&[][..], |(_, earlier)| earlier);
-                self.spoke_unasked |= replies(earlier).is_none_or(|said| said >= asked);
+                self.spoke_unasked |= replies(earlier).is_none_or(|said| said.len() >= asked);
             }
             Given::Backend(octets) if before == Phase::Gate => self.said_at_gate.extend_from_slice(octets),
             Given::Backend(_) | Given::Event => {}
@@ -150,6 +194,10 @@ impl Witness {
         self.client_side(before, after, given, queued[0], &for_client, is_told_inside);
         self.hand_over(before, after, given, session);
         self.size(session);
+        let took_commands = matches!(before, Phase::Snoop | Phase::Brief);
+        if took_commands && session.end() == Some(&EndReason::Client(ClientEnd::BytesAfterStarttls)) {
+            self.ended_behind_starttls();
+        }
         if before == Phase::Close {
             assert_eq!(after, Phase::Close);
             assert!(for_client.is_empty(), "the end has an end: \"{}\"", shown(&for_client));
@@ -309,51 +357,81 @@ impl Witness {
         assert!(self.memory <= MEMORY, "the session holds {} octets", self.memory);
     }
 
-    /// What it says there is for the commands that it got there, if it gave one whole reply for each.
-    fn gate(&self) {
-        let got = whole_lines(&self.to_backend[self.replayed..]);
-        let (Some(said), Some(client)) = (replies(&self.said_at_gate), replies(&self.to_client)) else { return };
-        let last = self.said_at_gate.split_inclusive(|o| *o == b'\n').next_back().unwrap_or_default();
-        let whole = last.is_empty() || last.ends_with(b"\n") && last.get(3) != Some(&b'-');
-        if whole && said == got {
-            let commands = whole_lines(&self.inside);
-            assert!(
-                client == commands,
-                "{commands} commands inside TLS, {client} replies\nclient said \"{}\"\nand got \"{}\"",
-                shown(&self.inside),
-                shown(&self.to_client)
-            );
+    /// Everything given is taken and everybody has answered: is there a reply for each command, and each in its turn?
+    pub fn quiescent(&mut self, session: &Session) {
+        match session.phase() {
+            Phase::Snoop if session.is_lazy() => self.stood_in_for_each(),
+            Phase::Snoop => self.snooped(),
+            Phase::Gate => self.gate(),
+            _ => {}
         }
     }
 
-    /// Everything given is taken and everybody has answered: are there as many replies as commands?
-    pub fn quiescent(&self, session: &Session) {
-        match session.phase() {
-            Phase::Snoop => {}
-            Phase::Gate => return self.gate(),
-            _ => return,
+    fn stood_in_for_each(&mut self) {
+        let (Some(heard), commands) = (replies(&self.to_client), whole_lines(&self.clear)) else { return };
+        self.one_for_each(1 + commands, heard.len(), &self.clear);
+        self.reached.alone += 1;
+    }
+
+    /// The child's greeting and replies go on, but for those to what it was told before anybody heard it.
+    fn snooped(&mut self) {
+        let (Some(said), Some(heard)) = (replies(&self.child_said), replies(&self.to_client)) else { return };
+        if ends_whole(&self.child_said) && !self.spoke_unasked && said.len() == 1 + whole_lines(&self.to_child) {
+            self.one_for_each(1 + whole_lines(&self.clear), heard.len(), &self.clear);
+            assert!(self.briefed || said[0] == heard[0], "\"{}\" was the greeting", shown(heard[0]));
+            let (told, got) = self.to_child.split_at(self.hello);
+            let (answered, stream) = self.clear.split_at(self.answered);
+            let (heard, said) = (&heard[1 + whole_lines(answered)..], &said[1 + whole_lines(told)..]);
+            each_in_turn(stream, got, said, heard, &OURS_IN_CLEAR);
+            self.reached.snooping += 1;
         }
-        let (Some(child), Some(client)) = (replies(&self.child_said), replies(&self.to_client)) else { return };
-        if session.is_lazy() {
-            let commands = whole_lines(&self.clear);
-            assert!(
-                client == 1 + commands,
-                "{commands} commands, {client} replies of a stand-in\nclient said \"{}\"\nand got \"{}\"",
-                shown(&self.clear),
-                shown(&self.to_client)
-            );
-            return;
+    }
+
+    /// What it says there is for the commands that it got there, if it gave one whole reply for each.
+    fn gate(&mut self) {
+        let got = &self.to_backend[self.replayed..];
+        let (Some(said), Some(heard)) = (replies(&self.said_at_gate), replies(&self.to_client)) else { return };
+        if ends_whole(&self.said_at_gate) && said.len() == whole_lines(got) {
+            self.one_for_each(whole_lines(&self.inside), heard.len(), &self.inside);
+            each_in_turn(&self.inside, got, &said, &heard, &OURS_INSIDE);
+            self.reached.gate += 1;
         }
-        let last = self.child_said.split_inclusive(|o| *o == b'\n').next_back().unwrap_or_default();
-        let whole = last.is_empty() || last.ends_with(b"\n") && last.get(3) != Some(&b'-');
-        if whole && !self.spoke_unasked && child == 1 + whole_lines(&self.to_child) {
-            let commands = whole_lines(&self.clear);
-            assert!(
-                client == 1 + commands,
-                "{commands} commands, {client} replies\nclient said \"{}\"\nand got \"{}\"",
-                shown(&self.clear),
-                shown(&self.to_client)
-            );
-        }
+    }
+
+    fn one_for_each(&self, expected: usize, heard: usize, stream: &[u8]) {
+        let (said, got) = (shown(stream), shown(&self.to_client));
+        assert!(heard == expected, "{heard} replies, not {expected}\nclient said \"{said}\"\nand got \"{got}\"");
+    }
+
+    /// Nothing that came behind STARTTLS has gone on: the last reply is the one to the STARTTLS line, and the server got of the
+    /// stream no more than what stands before it.
+    fn ended_behind_starttls(&mut self) {
+        let Some(heard) = replies(&self.to_client).filter(|_| !self.spoke_unasked) else { return };
+        let (Some(last), Some(before)) = (heard.last(), heard.len().checked_sub(2)) else { return };
+        assert!(last.starts_with(b"421 4.7.0 Bytes after STARTTLS"), "it ends with \"{}\"", shown(last));
+        let Some(line) = lines(&self.clear).nth(before) else { return };
+        let is_it = line.whole && Verb::of(line.text()) == Verb::Starttls && argument(line.text()).is_empty();
+        assert!(is_it, "of \"{}\" the {before}th is no STARTTLS", shown(&self.clear));
+        let until: usize = lines(&self.clear).take(before + 1).map(|line| line.raw.len()).sum();
+        let stream = self.clear[..until].get(self.answered..).unwrap_or_default();
+        self.accounts(stream, &self.to_child[self.hello..], false, "child");
+        self.reached.behind_starttls += 1;
+    }
+}
+
+/// Of each command in `stream` that the server got it was heard what the server said to it, of each other a word of ours.
+fn each_in_turn(stream: &[u8], got: &[u8], said: &[&[u8]], heard: &[&[u8]], ours: &[&[u8]]) {
+    let (mut got, mut said) = (lines(got).peekable(), said.iter());
+    for (line, heard) in lines(stream).filter(|line| line.whole).zip(heard) {
+        let went_on = line.fault().is_none() && got.next_if(|next| next.raw == line.normal()).is_some();
+        let answer = if went_on { said.next() } else { None };
+        let is_so = match answer {
+            Some(said) if Verb::of(line.text()) == Verb::Ehlo => is_made_of(heard, said),
+            Some(said) => said == heard,
+            None => ours.iter().any(|ours| heard.starts_with(ours)),
+        };
+        let (stream, line, heard, answer) =
+            (shown(stream), shown(line.raw), shown(heard), answer.map(|said| shown(said)));
+        assert!(is_so, "of \"{stream}\"\n\"{line}\" was answered \"{heard}\"\nand not {answer:?}");
     }
 }
