@@ -20,6 +20,7 @@ pub mod facts;
 pub mod learned;
 pub mod lines;
 pub mod memory;
+#[allow(dead_code)] // the dialogues need more of it
 #[path = "../../support/policy.rs"]
 mod policy;
 pub mod proxy;
