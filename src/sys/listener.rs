@@ -71,7 +71,7 @@ pub fn hurry(listener: impl AsFd) {
 /// Takes the next connection of a listening socket that was told to [`hurry`]; `None`: there is none now.
 ///
 /// # Errors
-/// EMFILE, ENFILE, ENOBUFS, ENOMEM: it can't be had now, and stays in the queue. Or the socket itself is of no use, as EINVAL after a
+/// EMFILE, ENFILE, ENOBUFS, ENOMEM: it can't be had now, and stays in the queue (or is closed, where the system can't tell its ends). Or the socket itself is of no use, as EINVAL after a
 /// shutdown(2) by somebody who has it too. Either lasts. What is wrong with one connection alone is passed over.
 pub fn accept(listener: impl AsFd) -> io::Result<Option<Accepted>> {
     loop {
@@ -82,7 +82,7 @@ pub fn accept(listener: impl AsFd) -> io::Result<Option<Accepted>> {
             Err(error) => return Err(error.into()),
         };
         let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-        let local = rustix::net::getsockname(&socket).ok().and_then(|local| SocketAddr::try_from(local).ok());
+        let local = SocketAddr::try_from(rustix::net::getsockname(&socket)?).ok();
         if let Some(ends) = peer.zip(local) {
             return Ok(Some(Accepted { socket, ends: [ends.0, ends.1] }));
         }

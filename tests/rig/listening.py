@@ -185,6 +185,7 @@ def visit(ground, listener, log, by_tls):
         wait_for("it to end, as it has cut a dialogue", listener.has_ended, GONE)
     elif verdict == "cut":
         summary = session.SUMMARY % re.escape(client)
-        wait_for("a word why it has cut", lambda: listener.has_ended() or any(end != "over" for end in re.findall(summary, listener.said())), GONE)
+        is_told = lambda said: any(end != "over" for end in re.findall(summary, said)) or "can't accept" in said
+        wait_for("a word why it has cut", lambda: listener.has_ended() or is_told(listener.said()), GONE)
     check_letters(mark.strip(), letter.replace(b"\r\n..", b"\r\n."), by_tls, verdict, accepted, ground.plain, ground.tls)
     return verdict
