@@ -46,6 +46,11 @@ impl Session {
                 | Phase::RelayTls
                 | Phase::Close => return,
             };
+            // What it has begun would pass for the answer, or be the first that is heard behind the EHLO.
+            let passes = matches!(verdict, Verdict::Forward(_) | Verdict::Cutoff);
+            if self.phase == Phase::Gate && passes && self.dialogue.is_quiet() && self.dialogue.is_inside_code() {
+                return self.finish(EndReason::Backend(BackendEnd::Unasked), now);
+            }
             let in_turn = matches!(verdict, Verdict::Starttls | Verdict::Cutoff | Verdict::Alone);
             if in_turn && !self.dialogue.is_quiet() {
                 return;
@@ -157,9 +162,6 @@ impl Session {
 
     /// EHLO inside TLS: it goes on, and everything behind it.
     pub(super) fn open(&mut self, now: Instant) {
-        if self.dialogue.is_inside_code() {
-            return self.finish(EndReason::Backend(BackendEnd::Unasked), now);
-        }
         let dialogue = core::mem::take(&mut self.dialogue);
         self.to_backend.push(&dialogue.lines.into_held());
         self.transcript.forget();

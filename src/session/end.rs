@@ -88,7 +88,7 @@ pub enum BackendEnd {
     Truncated,
     /// Closed before the client's EHLO was sent.
     Gone,
-    /// Spoke before the client did.
+    /// Spoke unasked before the client's EHLO.
     Unasked,
     /// Reset its connection.
     BrokeOff,
