@@ -128,6 +128,7 @@ impl Pump {
                 None
             }
             Err(error) if is_gone(sink, &error) => Some(Run::SinkGone),
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => Some(Run::Failed(error)),
             // splice doesn't say which of the two broke: it is the socket, a pipe only knows EPIPE.
             Err(_) if source.is_socket() => Some(Run::SourceBroke),
             Err(error) => Some(Run::Failed(error)),

@@ -207,7 +207,7 @@ impl End {
     /// Writes from `octets`: `None` means that nothing can be taken now.
     ///
     /// # Errors
-    /// The connection is broken.
+    /// The connection is broken; of a pipe EPIPE, or what keeps the system from it.
     pub fn write(&mut self, octets: &[u8]) -> io::Result<Option<usize>> {
         self.give(octets, |fd, octets| rustix::io::write(fd, octets))
     }
@@ -215,7 +215,7 @@ impl End {
     /// The same where nothing follows but the end, which a socket sends in the same segment.
     ///
     /// # Errors
-    /// The connection is broken.
+    /// Those of [`End::write`].
     pub fn write_last(&mut self, octets: &[u8]) -> io::Result<Option<usize>> {
         if !self.is_socket {
             return self.write(octets);

@@ -29,7 +29,8 @@ pub enum Spliced {
 /// Moves what there is from `source` to `sink`; one of them is a pipe. Both must be non-blocking: the flag is for the pipe.
 ///
 /// # Errors
-/// EPIPE: the sink's reader is gone, and nothing was taken from the source. Others: the socket is broken.
+/// EPIPE: the sink's reader is gone, and nothing was taken from the source. Others: the socket is broken, or between two pipes the system
+/// can't do it, which ENOMEM says of both.
 pub fn splice(source: impl AsFd, sink: impl AsFd) -> io::Result<Spliced> {
     loop {
         return match rustix::pipe::splice(&source, None, &sink, None, MOST, SpliceFlags::NONBLOCK | SpliceFlags::MOVE) {
