@@ -387,11 +387,13 @@ impl Witness {
         }
     }
 
-    /// What it says there is for the commands that it got there, if it gave one whole reply for each.
+    /// What it says there is for the commands that it got there, if it gave one whole reply for each. Of a 421, which it may say unasked,
+    /// nobody knows what it is for.
     fn gate(&mut self) {
         let got = &self.to_backend[self.replayed..];
         let (Some(said), Some(heard)) = (replies(&self.said_at_gate), replies(&self.to_client)) else { return };
-        if ends_whole(&self.said_at_gate) && said.len() == whole_lines(got) {
+        let is_bye = said.iter().any(|reply| reply.starts_with(b"421"));
+        if ends_whole(&self.said_at_gate) && said.len() == whole_lines(got) && !is_bye {
             self.one_for_each(whole_lines(&self.inside), heard.len(), &self.inside);
             each_in_turn(&self.inside, got, &said, &heard, &OURS_INSIDE);
             self.reached.gate += 1;
