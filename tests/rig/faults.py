@@ -42,7 +42,8 @@ MOST = 20
 # Who is interrupted here tries again, and nobody notices. (A connect that is interrupted goes on by itself, but not where strace did not make it.)
 INTERRUPTIBLE = {"read", "write", "splice", "epoll_wait", "epoll_pwait", "poll", "recvmsg", "sendmsg", "recvfrom", "sendto"}
 NOT_OURS = {"execve", "close", "getrandom", "geteuid", "exit_group", "exit", "arch_prctl", "set_tid_address", "rt_sigreturn", "+++", "---"}
-TO_CLIENT = re.compile(r"[\d ]*(\w+\([01]\b|splice\(\d+, NULL, [01]\b)")
+TO_CLIENT = re.compile(
+    r"[\d ]*((readv?|writev?|recv\w+|send\w+|shutdown|fcntl|ioctl|epoll_ctl|get\w+name|[gs]etsockopt|dup\w*|fstat|newfstatat|statx)\([01]\b|splice\(\d+, NULL, [01]\b)")
 TO_PROG = r"[\d ]*(write\((?![012]\b)|splice\(\d+, NULL, (?![01]\b))"
 READ = re.compile(r"[\d ]*read\(")
 WORKERS = 3
@@ -167,7 +168,10 @@ def run_call(ground, name, detail):
     def injected():
         return [line for line in log.read_text(errors="replace").splitlines() if "(INJECTED)" in line]
 
-    verdict = ground.deliver(mode == "tls", traced=trace_options(name, error, nth, log), injected=injected)
+    for is_last in (False, True):
+        verdict = ground.deliver(mode == "tls", traced=trace_options(name, error, nth, log), injected=injected)
+        if verdict == "right" or injected() or is_last:
+            break  # else the machine was too slow for the timers
     expect(verdict == "right" or error != "EINTR" or name not in INTERRUPTIBLE, f"an interrupted call made it {verdict}")
     if not injected():
         expect(verdict == "right", f"{verdict} without a fault")
@@ -186,7 +190,7 @@ LIMITS = (
     + [("fsize", 0), ("sigpending", 0), ("memlock", 0), ("msgqueue", 0), ("core", 0), ("cpu", 1), ("locks", 0)]
     + [("nproc", n) for n in (3, 2, 1)]
 )
-USERS = itertools.count(61184)  # each session of few processes has one of its own, out of a range that nobody has (systemd's dynamic ones)
+USERS = itertools.count(61184 + os.getpid() % 4000)  # each session of few processes has one of its own, out of a range that nobody has (systemd's dynamic ones)
 
 
 def limit_cases(ground):
@@ -223,9 +227,10 @@ def sample(cases, size, seed):
 
 
 def is_idle(counted):
-    """More than two numbers of a call, each with all errors, were not reached, and more than a tenth of all: in 2,500 runs it was 1 % of all, and of
-    the epoll_wait of one way, whose number varies most, 10 %."""
-    return counted[UNREACHED] > max(2 * len(ERRORS), sum(counted.values()) / 10)
+    """No number of a call, of several that were tried with all errors, was reached; or more than two were not, and more than a tenth of all: in 2,500
+    runs it was 1 % of all, and of the epoll_wait of one way, whose number varies most, 10 %."""
+    runs = sum(counted.values())
+    return counted[UNREACHED] > max(2 * len(ERRORS), runs / 10) or counted[UNREACHED] == runs >= 2 * len(ERRORS)
 
 
 def main():
@@ -274,7 +279,7 @@ def main():
     print(f"{'in all':27}{sum(sums):<18}" + "".join(f"{number:>10}" for number in sums))
     print(f"{time.monotonic() - started:.0f} s; {len(broken)} broken")
     idle = [" ".join(row) for row, counted in sorted(table.items()) if is_idle(counted)]
-    if is_idle(sum(table.values(), collections.Counter())):
+    if is_idle(sum((counted for (_, kind, _), counted in table.items() if kind in ("calls", "listener")), collections.Counter())):
         idle.append("all in all")
     for row in idle:
         print(f"{row}: too few faults were injected to say anything")

@@ -274,8 +274,10 @@ def is_right(way, state, detail, one, verdict, code):
     if verdict == "right":
         # That PROG could not be had is not missed where it was not needed.
         return way.puts_off and who == "waiting"
-    if verdict != "cut":
+    if verdict == "454":
         return True
+    if verdict != "cut":
+        return verdict == "421" and code and one.summary() not in ("", "over")
     if who == "backend" and code == 0 and state in RELAYED | {"muted greeting"}:
         # Its PROG was hit, and it has ended as it always does.
         return one.parted and one.summary() == "over"

@@ -90,6 +90,8 @@ class Client:
         """The TLS handshake; raises ssl.SSLError, ConnectionError or TimeoutError."""
         self.buffer = b""
         self.socket = context.wrap_socket(self.socket, server_hostname="localhost", suppress_ragged_eofs=False)
+        if not self.socket.version():
+            raise ConnectionResetError("gone before its handshake, which Python leaves out then")
 
     def starttls(self, context=CONTEXT, hello=b"EHLO client.example"):
         """Greeting, EHLO, STARTTLS, handshake."""
