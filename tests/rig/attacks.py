@@ -392,7 +392,7 @@ def honest_letter(target):
 def slowloris(server, runs):
     """Clients that stall in every state, many at once: each is ended by a timer, and an honest client does not notice."""
     target = server.front(timers=True)
-    each = max(1, min(runs // 50, 20))
+    each = max(1, min(runs // 50, server.many))
     # By the way `raw` only the server behind it can tell octets of a ClientHello from a session's.
     stalls = [name for name in STALLS if server.ends_handshakes or name != DRIPPED_HELLO]
 

@@ -36,6 +36,7 @@ class Server:
     has_plaintext = True  # a client that does not ask for TLS is served
     relays_replies = True  # PROG's replies reach the client unchanged
     is_ours = False
+    many = 20  # clients that begin TLS at once and leave the machine time for another
     passes_dialogue = True  # the client's dialogue is with PROG from its greeting on
     hands_over = False  # another PROG goes on behind TLS
     ends_handshakes = True  # a client's handshake is its own to end
@@ -86,6 +87,7 @@ class Wrapper(Server):
         super().__init__(stage)
         self.way = way
         self.ends_handshakes = "handshake-timeout" in way.time_outs
+        self.many = 2 if way.under else self.many  # the UCSPI-TLS server of the rig is an interpreter
         if way.name != "tls":
             self.name += f"-{way.name}"
 
