@@ -5,6 +5,8 @@
 mod support;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use dialogue::{Deed, Dialogue, Doors};
 use pure::{Cut, play};
@@ -24,18 +26,28 @@ fn dialogues() -> Vec<Dialogue> {
     dialogues
 }
 
-/// Plays each dialogue with all the cuts that `cuts` gives for it; the first failure of each counts.
-fn hold(how: &str, cuts: impl Fn(&Dialogue) -> Vec<Cut>) {
-    let (dialogues, mut runs, mut failures) = (dialogues(), 0, Vec::new());
-    for dialogue in &dialogues {
-        for cut in cuts(dialogue) {
-            runs += 1;
-            if let Err(why) = play(dialogue, cut) {
-                failures.push(why);
-                break;
+/// Plays each dialogue with all the cuts that `cuts` gives for it, on all processors; the first failure of each counts.
+fn hold(how: &str, cuts: impl Fn(&Dialogue) -> Vec<Cut> + Sync) {
+    let (dialogues, next) = (dialogues(), AtomicUsize::new(0));
+    let play_some = || {
+        let (mut runs, mut failures) = (0, Vec::new());
+        while let Some(dialogue) = dialogues.get(next.fetch_add(1, Ordering::Relaxed)) {
+            for cut in cuts(dialogue) {
+                runs += 1;
+                if let Err(why) = play(dialogue, cut) {
+                    failures.push(why);
+                    break;
+                }
             }
         }
-    }
+        (runs, failures)
+    };
+    let processors = thread::available_parallelism().unwrap().get();
+    let (runs, failures) = thread::scope(|scope| {
+        let players: Vec<_> = (0..processors).map(|_| scope.spawn(play_some)).collect();
+        let played = players.into_iter().map(|player| player.join().unwrap());
+        played.fold((0, Vec::new()), |sum, one| (sum.0 + one.0, [sum.1, one.1].concat()))
+    });
     println!("{} dialogues {how}, {runs} runs, {} failed", dialogues.len(), failures.len());
     assert!(
         failures.is_empty(),
