@@ -277,6 +277,8 @@ def is_right(way, state, detail, one, verdict, code):
     if verdict == "454":
         return True
     if verdict != "cut":
+        if one.tls and way.name == "raw":
+            return verdict == "421"  # HOST says it
         return verdict == "421" and code and one.summary() not in ("", "over")
     if who == "backend" and code == 0 and state in RELAYED | {"muted greeting"}:
         # Its PROG was hit, and it has ended as it always does.
