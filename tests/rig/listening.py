@@ -32,7 +32,7 @@ NOT_OURS |= {"futex", "rt_sigprocmask", "prlimit64"}
 LOST = r"(write\(\d+<anon_inode:\[eventfd\]>|(read|recvmsg|accept4)\(\d+<[^>]*(socket|TCP|UNIX|pipe).*EAGAIN).*INJECTED"
 # It was a client's own connection that broke.
 OF_A_CLIENT = r"\w+\((\d+<[^>]*>, NULL, )?\d+<TCP.*INJECTED"
-READS_NO_MORE = r"(write\(\d+|splice\(.*, NULL, \d+)<%s.*INJECTED"
+TOLD = r"(write\(\d+|splice\(.*, NULL, \d+)<%s.*INJECTED"
 ENDS = {0, 111}  # told to, or the system refused something
 GONE = 16.0  # a lost wake-up is made up for by the timers of a farewell
 
@@ -186,9 +186,10 @@ def visit(ground, listener, log, by_tls):
         wait_for("it to end, as it has cut a dialogue", listener.has_ended, GONE)
     elif verdict == "cut":
         summary = session.SUMMARY % re.escape(client)
-        # PROG, or HOST by the way `raw`: its own end counts then.
-        reads_no_more = re.search(READS_NO_MORE % ("(pipe:.*EPIPE|TCP)" if ground.way.name == "listen-raw" else "pipe:.*EPIPE"), log.read_text(errors="replace"))
+        # PROG, or HOST by the way `raw`, reads no more: its own end counts then. Behind the client's QUIT nothing but the end was left to say.
+        trace, sink = log.read_text(errors="replace"), "(pipe:.*EPIPE|TCP)" if ground.way.name == "listen-raw" else "pipe:.*EPIPE"
+        goes_unsaid = re.search(TOLD % sink, trace) or one.phase == "farewell" and re.search(OF_A_CLIENT, trace)
         is_told = lambda said: any(end != "over" for end in re.findall(summary, said)) or "can't accept" in said
-        wait_for("a word why it has cut", lambda: reads_no_more or listener.has_ended() or is_told(listener.said()), GONE)
+        wait_for("a word why it has cut", lambda: goes_unsaid or listener.has_ended() or is_told(listener.said()), GONE)
     check_letters(mark.strip(), letter.replace(b"\r\n..", b"\r\n."), by_tls, verdict, accepted, ground.plain, ground.tls)
     return verdict
