@@ -196,6 +196,13 @@ impl Talk {
                     self.backend.transmit();
                     return Ok(());
                 }
+                // All that it had said is heard, and it will answer nothing more.
+                Ok(Received::Nothing) if self.backend.is_deaf => {
+                    let failure = self.backend.failure.take();
+                    let why = failure
+                        .map_or_else(|| "it reads no more".to_owned(), |error| format!("can't write to it: {error}"));
+                    return Err(self.ended(&why));
+                }
                 Ok(Received::Nothing) if !self.backend.has_ended_cleanly() => {}
                 Ok(Received::Nothing | Received::End) => return Err(self.ended("it closed")),
                 Err(Trouble::Broken(error)) => return Err(self.ended(&format!("the connection broke: {error}"))),
