@@ -302,6 +302,12 @@ impl Backend {
         self.failure = self.output().is_some_and(|end| !is_gone(end, &error)).then_some(error);
     }
 
+    /// Why it takes nothing more, to be said once.
+    pub(super) fn why_deaf(&mut self) -> String {
+        let failure = self.failure.take();
+        failure.map_or_else(|| "it takes nothing more".to_owned(), |error| format!("can't write to it: {error}"))
+    }
+
     /// Writes what waits, as far as it is taken. Returns the octets written.
     pub fn transmit(&mut self) -> usize {
         if self.is_deaf {

@@ -128,9 +128,8 @@ impl Pump {
                 None
             }
             Err(error) if is_gone(sink, &error) => Some(Run::SinkGone),
-            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => Some(Run::Failed(error)),
             // splice doesn't say which of the two broke: it is the socket, a pipe only knows EPIPE.
-            Err(_) if source.is_socket() => Some(Run::SourceBroke),
+            Err(error) if source.is_socket() && !is_systems(&error) => Some(Run::SourceBroke),
             Err(error) => Some(Run::Failed(error)),
         }
     }
@@ -161,6 +160,11 @@ impl Pump {
 /// Whether a write that failed so says that nobody reads there any more. A pipe knows EPIPE alone; a connection breaks in many ways.
 pub(super) fn is_gone(sink: &End, error: &io::Error) -> bool {
     sink.is_socket() || error.kind() == io::ErrorKind::BrokenPipe
+}
+
+/// Whether neither end can be meant: there is no memory for the pipe.
+pub(super) fn is_systems(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::OutOfMemory
 }
 
 #[cfg(test)]

@@ -198,9 +198,7 @@ impl Talk {
                 }
                 // All that it had said is heard, and it will answer nothing more.
                 Ok(Received::Nothing) if self.backend.is_deaf => {
-                    let failure = self.backend.failure.take();
-                    let why = failure
-                        .map_or_else(|| "it reads no more".to_owned(), |error| format!("can't write to it: {error}"));
+                    let why = self.backend.why_deaf();
                     return Err(self.ended(&why));
                 }
                 Ok(Received::Nothing) if !self.backend.has_ended_cleanly() => {}

@@ -17,7 +17,7 @@ use rustix::pipe::PipeFlags;
 use crate::sys::end::End;
 use crate::sys::splice::{self, Spliced};
 
-use super::pump::{BULK, Run};
+use super::pump::{BULK, Run, is_systems};
 
 /// Empty pipes that a thread keeps: it drives one connection at a time, which has two directions.
 pub const SPARE_PIPES: usize = 4;
@@ -123,6 +123,7 @@ impl Through {
                 None
             }
             Ok(Spliced::WouldBlock) => Some(Run::Wait),
+            Err(error) if is_systems(&error) => Some(Run::Failed(error)),
             Ok(Spliced::Unsupported) | Err(_) => Some(Run::SourceBroke),
         };
         pipe.give_back();

@@ -122,10 +122,7 @@ impl Conn {
         }
         let is_deafened = backend.is_deaf && !was_deaf;
         if is_deafened && (self.session.is_handover() || self.session.phase().is_reaching()) {
-            let failure = backend.failure.take();
-            let why = failure
-                .map_or_else(|| "it takes nothing more".to_owned(), |error| format!("can't write to it: {error}"));
-            self.session.handle_handover_failed(why, now);
+            self.session.handle_handover_failed(backend.why_deaf(), now);
         } else if let Some(error) = backend.failure.take() {
             self.session.handle_end(cannot_write(&error), now);
             return true;

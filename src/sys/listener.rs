@@ -71,8 +71,9 @@ pub fn hurry(listener: impl AsFd) {
 /// Takes the next connection of a listening socket that was told to [`hurry`]; `None`: there is none now.
 ///
 /// # Errors
-/// EMFILE, ENFILE, ENOBUFS, ENOMEM: it can't be had now, and stays in the queue; one whose ends can't be told is closed. Or the socket itself is of no use, as EINVAL after a
-/// shutdown(2) by somebody who has it too. Either lasts. What is wrong with one connection alone is passed over.
+/// EMFILE, ENFILE, ENOBUFS, ENOMEM: it can't be had now, and stays in the queue; one whose own end the system can't tell is closed.
+/// Or the socket itself is of no use, as EINVAL after a shutdown(2) by somebody who has it too. Either lasts. What is wrong with one
+/// connection alone is passed over.
 pub fn accept(listener: impl AsFd) -> io::Result<Option<Accepted>> {
     loop {
         let (socket, peer) = match acceptfrom_with(&listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {

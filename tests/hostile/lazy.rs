@@ -183,6 +183,7 @@ fn nothing_is_served_where_nothing_can_be_learned() {
         (&["/bin/sh", "-c", "printf '554 no\\r\\n'; read x"][..], "/bin/sh: it greeted with 554"),
         (&["/bin/true"], "/bin/true: it closed"),
         (&["/bin/sleep", "60"], "/bin/sleep: no answer in time"),
+        (&["/bin/sh", "-c", "exec 0<&-; printf '220 deaf\\r\\n'; exec sleep 60"], "/bin/sh: it takes nothing more"),
         (&["/no/such/program"], "/no/such/program: "),
     ] {
         let out = Command::new(program).args(base).args(prog).env_clear().output().unwrap();
