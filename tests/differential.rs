@@ -1,6 +1,6 @@
-//! What qmail, Postfix and Exim would make of a stream, and what the snooper lets through: no server may ever run a guarded command
-//! behind its back. And what a deterministic server says to a client directly and through the session: the same, but for the keyword.
-//! Both also where somebody stands in for the server until it is needed.
+//! What qmail, Postfix, Exim and mailfront would make of a stream, and what the snooper lets through: no server may ever run a guarded
+//! command behind its back. And what a deterministic server says to a client directly and through the session: the same, but for the
+//! keyword. Both also where somebody stands in for the server until it is needed.
 //!
 //! A short form of each runs here; `scripts/differential STREAMS` sets `$STREAMS`, and `$SEED` where the numbers begin.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test fails by panicking
@@ -113,7 +113,7 @@ fn setting(random: &mut Random, length: usize) -> Setting {
 #[test]
 fn no_server_runs_a_guarded_command_behind_our_back() {
     let (streams, first) = (number("STREAMS", 20_000), number("SEED", 1));
-    let (mut would_run, mut relayed, mut refused) = ([0_u64; 3], [0_u64; 3], [0_u64; 3]);
+    let (mut would_run, mut relayed, mut refused) = ([0_u64; 4], [0_u64; 4], [0_u64; 4]);
     for seed in first..first + streams {
         let mut random = Random::new(seed);
         let stream = random.stream();

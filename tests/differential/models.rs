@@ -1,5 +1,5 @@
-//! How qmail, Postfix and Exim cut a stream into commands and name them (security.md 2.2), each more lenient than it is where its
-//! versions differ. Independent of src/smtp: nothing of it is used here.
+//! How qmail, Postfix, Exim and mailfront cut a stream into commands and name them (security.md 2.2), each more lenient than it is where
+//! its versions differ. Independent of src/smtp: nothing of it is used here. tests/real/readings.rs holds them against the servers.
 
 /// What a server makes of one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,7 +13,8 @@ pub(crate) struct Command {
 /// A server's reading of lines.
 pub(crate) type Model = fn(&[u8]) -> Vec<Command>;
 
-pub(crate) const MODELS: [(&str, Model); 3] = [("qmail", qmail), ("postfix", postfix), ("exim", exim)];
+pub(crate) const MODELS: [(&str, Model); 4] =
+    [("qmail", qmail), ("postfix", postfix), ("exim", exim), ("mailfront", mailfront)];
 
 /// What must never be run behind the snooper's back.
 pub(crate) const GUARDED: [&[u8]; 9] =
@@ -87,6 +88,16 @@ pub(crate) fn exim(stream: &[u8]) -> Vec<Command> {
         }
         let end = line.iter().rposition(|octet| !is_space(octet)).map_or(0, |last| last + 1);
         let verb = line[..end].split(|octet| *octet == b' ').next().unwrap_or_default();
+        Command { verb: verb.to_ascii_uppercase(), at }
+    };
+    lines(stream).map(command).collect()
+}
+
+/// mailfront's parse_line: as qmail's, and a tab ends the verb too.
+pub(crate) fn mailfront(stream: &[u8]) -> Vec<Command> {
+    let command = |(at, line): (usize, &[u8])| {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let verb = line.split(|octet| matches!(octet, 0 | b' ' | b'\t')).next().unwrap_or_default();
         Command { verb: verb.to_ascii_uppercase(), at }
     };
     lines(stream).map(command).collect()

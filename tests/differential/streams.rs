@@ -91,7 +91,6 @@ impl Random {
     }
 
     /// A client's stream: one to eight lines, the last one sometimes not whole.
-    #[allow(dead_code)] // not where only plain sessions are played
     pub(crate) fn stream(&mut self) -> Vec<u8> {
         let mut stream = Vec::new();
         if self.one_in(2) {

@@ -68,7 +68,7 @@ pub(crate) fn postfix(stage: &Stage, identity: &Identity, protocols: &str) -> (S
     postfix_with(stage, identity, protocols, "")
 }
 
-/// The same with further lines in its main.cf.
+/// The same with further lines in its main.cf; what they say twice is as they say it.
 #[track_caller]
 pub(crate) fn postfix_with(stage: &Stage, identity: &Identity, protocols: &str, more: &str) -> (SocketAddrV4, PathBuf) {
     let (jail, at) = (Jail::new(stage, "postfix"), stage.unused_port());
@@ -79,7 +79,7 @@ pub(crate) fn postfix_with(stage: &Stage, identity: &Identity, protocols: &str, 
             "compatibility_level = 3.6\nqueue_directory = /queue\ndata_directory = /data\nmyhostname = postfix.example\n\
              mydestination = postfix.example, localhost\nmynetworks =\ninet_interfaces = 127.0.0.1\ninet_protocols = ipv4\nalias_maps =\n\
              local_recipient_maps =\nsmtpd_peername_lookup = no\nsmtpd_relay_restrictions = reject_unauth_destination\n\
-             smtpd_tls_cert_file = /cert.pem\nsmtpd_tls_key_file = /key.pem\nsmtpd_tls_security_level = may\n\
+             smtpd_tls_cert_file = /cert.pem\nsmtpd_tls_key_file = /key.pem\nsmtpd_tls_security_level = may\nsmtpd_tls_wrappermode = yes\n\
              smtpd_tls_protocols = {protocols}\nsmtpd_tls_mandatory_protocols = {protocols}\nmail_spool_directory = /mail/\n\
              maillog_file = /mail.log\nmaillog_file_prefixes = /\n{more}"
         ),
@@ -87,7 +87,7 @@ pub(crate) fn postfix_with(stage: &Stage, identity: &Identity, protocols: &str, 
     jail.write(
         "/test/master.cf",
         &format!(
-            "{at} inet n - n - - smtpd -o smtpd_tls_wrappermode=yes\ncleanup unix n - n - 0 cleanup\nqmgr unix n - n 300 1 qmgr\n\
+            "{at} inet n - n - - smtpd\ncleanup unix n - n - 0 cleanup\nqmgr unix n - n 300 1 qmgr\n\
              tlsmgr unix - - n 1000? 1 tlsmgr\nrewrite unix - - n - - trivial-rewrite\nbounce unix - - n - 0 bounce\n\
              defer unix - - n - 0 bounce\ntrace unix - - n - 0 bounce\nproxymap unix - - n - - proxymap\nerror unix - - n - - error\n\
              retry unix - - n - - error\nlocal unix - n n - - local\nanvil unix - - n - 1 anvil\npostlog unix-dgram n - n - 1 postlogd\n"
@@ -126,14 +126,34 @@ pub(crate) fn exim_with(
     more: &str,
     rcpt: &str,
 ) -> (SocketAddrV4, PathBuf) {
-    let (jail, at) = (Jail::new(stage, "exim"), stage.unused_port());
+    let at = stage.unused_port();
+    let more = format!("tls_on_connect_ports = {}\n{more}", at.port());
+    exim_at(stage, at, identity, priorities, &more, rcpt)
+}
+
+/// Exim in clear, as lenient as these lines of its main section make it.
+#[track_caller]
+pub(crate) fn exim_in_clear(stage: &Stage, identity: &Identity, more: &str) -> SocketAddrV4 {
+    exim_at(stage, stage.unused_port(), identity, "NORMAL", more, "accept").0
+}
+
+#[track_caller]
+fn exim_at(
+    stage: &Stage,
+    at: SocketAddrV4,
+    identity: &Identity,
+    priorities: &str,
+    more: &str,
+    rcpt: &str,
+) -> (SocketAddrV4, PathBuf) {
+    let jail = Jail::new(stage, "exim");
     jail.admit(identity, EXIM);
     jail.folder("/test", EXIM, EXIM);
     jail.write(
         "/exim.conf",
         &format!(
             "primary_hostname = exim.example\nspool_directory = /test/spool\nlog_file_path = /test/%slog\npid_file_path = /test/pid\nnotifier_socket =\n\
-             local_interfaces = {ip}\ndaemon_smtp_ports = {port}\ntls_on_connect_ports = {port}\ntls_advertise_hosts = *\n\
+             local_interfaces = {ip}\ndaemon_smtp_ports = {port}\ntls_advertise_hosts = *\n\
              tls_certificate = /cert.pem\ntls_privatekey = /key.pem\ntls_require_ciphers = {priorities}\nacl_smtp_rcpt = rcpt\n\
              acl_smtp_data = accept\ndeliver_drop_privilege\nhost_lookup =\nrfc1413_hosts =\nkeep_environment =\n{more}\
              begin acl\nrcpt:\n  {rcpt}\nbegin routers\nall:\n  driver = accept\n  transport = keep\nbegin transports\nkeep:\n  driver = appendfile\n  \

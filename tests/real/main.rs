@@ -15,15 +15,25 @@ mod front;
 mod injection;
 mod jail;
 mod letter;
+#[path = "../fuzz/src/lines.rs"]
+#[allow(dead_code, unreachable_pub, missing_docs)] // of what others test
+mod lines;
 mod listener;
 mod load;
+#[path = "../differential/models.rs"]
+#[allow(dead_code, unreachable_pub, missing_docs)] // of what others test
+mod models;
 mod mute;
 mod privileges;
 mod proxy;
+mod readings;
 mod readme;
 mod relay;
 mod s6;
 mod secrets;
+#[path = "../fuzz/src/snoop.rs"]
+#[allow(dead_code, unreachable_pub, missing_docs)] // of what others test
+mod snoop;
 mod stage;
 #[path = "../differential/streams.rs"]
 mod streams;
