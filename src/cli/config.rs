@@ -200,9 +200,14 @@ fn refuse_idle(typed: &Typed) -> Result<(), Fatal> {
         Way::Raw => [&own[..], &tls, &[Id::ProxyFacts, Id::Replay, Id::GreetingTimeout, Id::ReplayTimeout]].concat(),
         Way::Mute => [&own[..], &tls, &snoop, &host[..6], &[Id::Greeting]].concat(),
     };
-    // A daemon in PROG's place may be on loopback, whatever the way.
-    let is_about_daemon = |id: Id| id == Id::TrustedLoopback && typed.times(Id::Plain) > 0;
-    match idle.iter().find(|id| typed.times(**id) > 0 && !is_about_daemon(**id)) {
+    // Whatever the way: a daemon in PROG's place may be on loopback, and who is started when a client needs it has its time to come and greet.
+    let is_late = typed.times(Id::Listen) + typed.times(Id::Greeting) > 0;
+    let is_about_prog = |id: Id| match id {
+        Id::TrustedLoopback => typed.times(Id::Plain) > 0,
+        Id::DialTimeout | Id::GreetingTimeout => is_late,
+        _ => false,
+    };
+    match idle.iter().find(|id| typed.times(**id) > 0 && !is_about_prog(**id)) {
         Some(id) => usage(format!("{} says nothing with {}", called(*id), args::called(typed.way))),
         None => Ok(()),
     }

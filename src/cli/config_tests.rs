@@ -384,6 +384,11 @@ fn options_that_say_nothing_in_a_way_are_refused_and_variables_are_not() {
     }
     assert!(with("--way plain --backend-source 127.0.0.53 unix:/x p", &[]).unwrap_err().contains("a UNIX socket"));
     assert_eq!(with("--way keep p", &[]).unwrap().policy.way, Way::Keep);
+    for late in ["--listen 127.0.0.1:25", "--greeting file"] {
+        let line = format!("--way keep {late} --dial-timeout 3 --greeting-timeout 4 p");
+        let timeouts = with(&line, &[]).unwrap().policy.timeouts;
+        assert_eq!([timeouts.dial, timeouts.greeting].map(|time| time.as_secs()), [3, 4], "{late}");
+    }
 }
 
 #[test]

@@ -78,11 +78,11 @@ pub struct Timeouts {
     pub snoop: Duration,
     /// All of the snooping together, so that a client that dribbles ends too.
     pub snoop_total: Duration,
-    /// Until the backend's TCP connection stands, all its addresses together.
+    /// Until the backend's TCP connection stands, all its addresses together; or PROG is started, where it is when it is needed.
     pub dial: Duration,
     /// The TLS handshake with the backend.
     pub backend_handshake: Duration,
-    /// The backend's greeting.
+    /// The backend's greeting; or PROG's, and its reply to the hello, where it is started when it is needed.
     pub greeting: Duration,
     /// The replay, all of it.
     pub replay: Duration,
