@@ -20,7 +20,7 @@ import time
 
 import session
 from session import UNREACHED, Session, check_letters
-from stage import Broken, below, described, expect, is_listening, wait_for
+from stage import MAILFRONT, Broken, below, described, expect, is_listening, wait_for
 
 ERRORS = ["EINTR", "EAGAIN", "EMFILE", "ENOMEM", "EPIPE", "ECONNRESET", "EIO"]
 MOST = 20
@@ -49,17 +49,21 @@ class Visit(Session):
         self.buffer, self.raw, self.tls = b"", b"", None
         self.over = self.parted = False
         self.heard, self.greets = 0, True
+        self.name = ":".join(map(str, self.client.getsockname()))
 
 
 class Listener:
-    """The program, listening under strace."""
+    """The program, listening: under strace if `traced`."""
 
-    def __init__(self, ground, traced):
+    def __init__(self, ground, traced=(), more=(), prog=MAILFRONT, backend=None):
         self.stage, self.port = ground.stage, ground.stage.port()
         self.log = ground.stage.folder / f"listener-{self.port}.log"
         self.name = f"{ground.way.name} {' '.join(str(word) for word in traced if 'inject' in str(word))}"
-        options = [*ground.way.timers(session.TIMERS), "--listen", f"{self.stage.address}:{self.port}", "--workers", "1"]
-        argv = ground.way.wrapper(self.stage, ground.backend, *options, through=["strace", "-f", "--detach-on=execve", *traced])
+        self.is_traced = bool(traced)
+        options = [*ground.way.timers(session.TIMERS), "--listen", f"{self.stage.address}:{self.port}", "--workers", "1", *more]
+        argv = ground.way.wrapper(
+            self.stage, backend or ground.backend, *options, prog=prog,
+            through=["strace", "-f", "--detach-on=execve", *traced] if traced else [])
         environment = {**self.stage.environment, "QUEUEDIR": str(ground.plain.folder)}
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
@@ -76,15 +80,18 @@ class Listener:
 
     def end(self):
         """Tells it to; its exit code. Nobody may be left."""
-        for pid in below(self.process.pid)[:1]:  # strace's first child
+        for pid in below(self.process.pid)[:1] if self.is_traced else [self.process.pid]:  # strace's first child
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGTERM)
         try:
             code = self.process.wait(GONE)
         except subprocess.TimeoutExpired:
             raise Broken(f"told to end, it does not: {[described(pid) for pid in below(self.process.pid)]}") from None
-        wait_for("its processes to end", lambda: not self.left(), GONE)
+        self.wait_until_gone()
         return code
+
+    def wait_until_gone(self):
+        wait_for("its processes to end", lambda: not self.left(), GONE)
 
     def left(self):
         """Who of its own is still there; others' rigs are left alone, and strace is ours to wait for."""
@@ -157,7 +164,7 @@ def attempt(ground, log, traced):
         is_abort = code in (-6, -11, 134, 139) and ("memory allocation" in listener.said() or "listening" not in listener.said())
         expect(code in ENDS or is_abort, f"exit {code}:", listener.said()[-300:])
         expect(not ended or listener.said().strip() or is_abort, f"it ended without a word, exit {code}")
-        wait_for("its processes to end", lambda: not listener.left(), GONE)
+        listener.wait_until_gone()
         words = listener.said().strip().splitlines()[-1:]
         listener.log.unlink()
         if ended and first:
@@ -177,15 +184,14 @@ def visit(ground, listener, log, by_tls):
         wait_for("it to end, as nobody is let in", listener.has_ended, GONE)
         expect(isinstance(error, ConnectionError), "the connection:", error)
         return None
-    client = ":".join(map(str, one.client.getsockname()))
-    mark = f"Subject: visit {listener.port} {client} of {os.getpid()}\r\n".encode()
+    mark = f"Subject: visit {listener.port} {one.name} of {os.getpid()}\r\n".encode()
     letter = mark + b"\r\n" + b"\n".join(b"..line %d\r" % n for n in range(200)) + b"\n"
     verdict, accepted = one.deliver(letter, by_tls)
     one.close()
     if verdict == "cut" and one.phase == "snoop" and not re.search(OF_A_CLIENT, log.read_text(errors="replace")):
         wait_for("it to end, as it has cut a dialogue", listener.has_ended, GONE)
     elif verdict == "cut":
-        summary = session.SUMMARY % re.escape(client)
+        summary = session.SUMMARY % re.escape(one.name)
         # PROG, or HOST by the way `raw`, reads no more: its own end counts then. Behind the client's QUIT nothing but the end was left to say.
         trace, sink = log.read_text(errors="replace"), "(pipe:.*EPIPE|TCP)" if ground.way.name == "listen-raw" else "pipe:.*EPIPE"
         goes_unsaid = re.search(TOLD % sink, trace) or one.phase == "farewell" and re.search(OF_A_CLIENT, trace)

@@ -242,7 +242,8 @@ def run(ground, state, detail):
             threading.Thread(target=continue_behind, args=(one.process.pid, pid), daemon=True).start()
         # A UCSPI-TLS server that awaits the client's hello hears of nobody that the program was killed.
         is_unheard = who in ("waiting", "server") or ground.way.under and (who, name) == ("program", "KILL")
-        verdict = follow(one, GOES_ON.get(state) if is_unheard else None)
+        goes_on = GOES_ON.get(state) if is_unheard else CONTINUES.get(state) if detail == ("program", "STOP") else None
+        verdict = follow(one, goes_on)
         code, _ = one.wait()
         if (who, name) != ("program", "KILL"):
             check_reaped(one)
@@ -271,6 +272,8 @@ def is_right(way, state, detail, one, verdict, code):
         # No client takes what was cut for whole.
         is_so = verdict == "cut" and not (way.ends_tls and one.parted) if is_silent else verdict == "421"
         return is_so and code == 0 and one.summary() == "terminated"
+    if who == "program" and state in CONTINUES:
+        return verdict == "right" and (one.tls or (code, one.summary()) == (0, "over"))
     if verdict == "right":
         # That PROG could not be had is not missed where it was not needed.
         return way.puts_off and who == "waiting"
@@ -320,6 +323,17 @@ def to_tls(one):
 GOES_ON = {"dialogue": to_tls, "client's handshake": Session.handshake}
 
 
+# And where it has stopped and goes on, if nobody else is stopped.
+CONTINUES = {
+    "dialogue": lambda one: None,
+    "half a line": lambda one: one.send(b"OP\r\n"),
+    "client's handshake": Session.handshake,
+    "gate": lambda one: None,
+    "relay": lambda one: one.send(b".\r\n"),
+    "relay inside TLS": lambda one: one.send(b".\r\n"),
+}
+
+
 def follow(one, goes_on=None):
     """What the client sees until the end: whole replies, or TLS."""
     verdict = "cut"
@@ -334,7 +348,7 @@ def follow(one, goes_on=None):
             try:
                 one.reply("220", "221", "250", "354", "500", "502", "503")
                 verdict = "right" if verdict == "cut" else verdict
-                one.send(b"\r\n.\r\nQUIT\r\n")
+                one.send(b"QUIT\r\n" if one.phase == "snoop" else b"\r\n.\r\nQUIT\r\n")  # perhaps in a letter
             except Refused as why:
                 verdict = str(why)[:3]
                 one.send(b"QUIT\r\n")

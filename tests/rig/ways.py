@@ -122,7 +122,7 @@ LISTENERS = {
     way.name: way
     for way in (
         Way("listen", WAYS["tls"].time_outs, stunnel, options=("--way", "tls"), listens=True),
-        Way("listen-keep", OF_CHILD, options=("--way", "keep"), listens=True),
+        Way("listen-keep", OF_CHILD | {"greeting-timeout"}, options=("--way", "keep"), listens=True),
         Way("listen-clear", WAYS["plain"].time_outs, in_the_clear, options=("--way", "plain"), listens=True),
         Way("listen-raw", WAYS["raw"].time_outs, stunnel_and_mute, ends_tls=False, options=("--way", "raw"), listens=True),
         Way("listen-plain", WAYS["tls"].time_outs, stunnel, options=("--way", "tls"), listens=True, is_daemons=True),
