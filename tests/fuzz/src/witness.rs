@@ -401,8 +401,12 @@ impl Witness {
     }
 
     fn one_for_each(&self, expected: usize, heard: usize, stream: &[u8]) {
-        let (said, got) = (shown(stream), shown(&self.to_client));
-        assert!(heard == expected, "{heard} replies, not {expected}\nclient said \"{said}\"\nand got \"{got}\"");
+        assert!(
+            heard == expected,
+            "{heard} replies, not {expected}\nclient said \"{}\"\nand got \"{}\"",
+            shown(stream),
+            shown(&self.to_client)
+        );
     }
 
     /// Nothing that came behind STARTTLS has gone on: the last reply is the one to the STARTTLS line, and the server got of the
@@ -432,8 +436,13 @@ fn each_in_turn(stream: &[u8], got: &[u8], said: &[&[u8]], heard: &[&[u8]], ours
             Some(said) => said == heard,
             None => ours.iter().any(|ours| heard.starts_with(ours)),
         };
-        let (stream, line, heard, answer) =
-            (shown(stream), shown(line.raw), shown(heard), answer.map(|said| shown(said)));
-        assert!(is_so, "of \"{stream}\"\n\"{line}\" was answered \"{heard}\"\nand not {answer:?}");
+        assert!(
+            is_so,
+            "of \"{}\"\n\"{}\" was answered \"{}\"\nand not {:?}",
+            shown(stream),
+            shown(line.raw),
+            shown(heard),
+            answer.map(|said| shown(said))
+        );
     }
 }
