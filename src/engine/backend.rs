@@ -18,6 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::buffer::{Outgoing, spare};
+use crate::session::BackendEnd;
 use crate::sys::end::{End, Registry};
 use crate::sys::splice;
 use crate::tls::{Agreed, CertificateDer, ClientConfig, Facts, Leg, ServerName, TlsError};
@@ -248,6 +249,14 @@ impl Backend {
         match &self.link {
             Link::Tls(_, leg) => leg.peer_closed(),
             Link::Clear(clear) => clear.has_ended,
+        }
+    }
+
+    /// How it has ended, when not cleanly.
+    pub(super) fn broken_end(&self) -> BackendEnd {
+        match &self.link {
+            Link::Tls(..) => BackendEnd::Truncated,
+            Link::Clear(_) => BackendEnd::BrokeOff,
         }
     }
 

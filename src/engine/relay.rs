@@ -267,7 +267,7 @@ impl Conn {
         let mut moved = false;
         if backend.is_over && !backend.has_ended_cleanly() {
             // Its end came together with the reply that opened the gate.
-            self.session.handle_end(EndReason::Backend(BackendEnd::Truncated), now);
+            self.session.handle_end(EndReason::Backend(backend.broken_end()), now);
             return true;
         }
         let mut reads = READS;
@@ -292,7 +292,7 @@ impl Conn {
                         // What came before still leaves; the end that follows it is no clean one.
                         let was_first = !client.is_over || leg.peer_closed();
                         let reason = if was_first {
-                            EndReason::Backend(BackendEnd::Truncated)
+                            EndReason::Backend(backend.broken_end())
                         } else {
                             EndReason::Client(ClientEnd::BrokeOff)
                         };

@@ -132,16 +132,20 @@ fn what_a_backend_said_before_it_was_cut_off_still_arrives() {
 
 #[test]
 fn a_backend_that_resets_in_the_midst_of_a_message_is_an_abort() {
-    let mut standing = Standing::at(At::RelayTls, &Start::default());
-    let client = standing.door.client.as_mut().unwrap();
-    let mut data = Octets::new(4, 1 << 20);
-    standing.door.backend.wire().unwrap().exchange(&mut Octets::none(), &mut Octets::none(), PATIENCE).unwrap();
-    client.send(&data.take(64 * 1024));
-    standing.door.backend.take().reset();
-    let (said, end) = client.rest().unwrap();
-    assert!(said.is_empty());
-    assert_ne!(end, End::Clean);
-    assert_eq!(standing.close(), 111);
+    for (way, word) in [(Way::Tls, "backend closed without close_notify"), (Way::Plain, "backend broke off")] {
+        let mut standing = Standing::at(At::RelayTls, &Start { way, ..Start::default() });
+        let client = standing.door.client.as_mut().unwrap();
+        let mut data = Octets::new(4, 1 << 20);
+        standing.door.backend.wire().unwrap().exchange(&mut Octets::none(), &mut Octets::none(), PATIENCE).unwrap();
+        client.send(&data.take(64 * 1024));
+        standing.door.backend.take().reset();
+        let (said, end) = client.rest().unwrap();
+        assert!(said.is_empty());
+        assert_ne!(end, End::Clean);
+        let is_told = wait_until(PATIENCE, || standing.door.said().contains(&format!("end=\"{word}\"")));
+        assert!(is_told, "{}", standing.door.said());
+        assert_eq!(standing.close(), 111);
+    }
 }
 
 #[test]
