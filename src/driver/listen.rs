@@ -53,6 +53,9 @@ const HAZARD: &str = "the server of --plain takes every client for this host: an
 /// Descriptors that are no session's: log, the opener, signals, a probe, those who ask for metrics, with room to spare.
 const OUR_OWN: u64 = 100;
 
+/// Without that room.
+const OUR_LEAST: u64 = 16;
+
 /// And of a loop, without its listening sockets: what it waits by, the two ends of its stop, the spawner, the word for its end, one
 /// to accept who is turned away, and its spare pipes.
 const OF_A_LOOP: u64 = 6 + 2 * crate::engine::SPARE_PIPES as u64;
@@ -255,7 +258,9 @@ fn house(
     privileges::become_user(config.uid, config.gid)
         .and_then(|()| privileges::harden())
         .map_err(|error| Fatal::System("drop privileges", error))?;
-    let fitting = fitting(descriptors, listen.workers, listen.addresses.len() + listen.inherited.len());
+    let fitting = fitting(descriptors, listen.workers, listen.addresses.len() + listen.inherited.len())
+        .map_err(|least| format!("{descriptors} descriptors may be open, and {least} are needed"))
+        .map_err(|why| Fatal::System("serve", io::Error::other(why)))?;
     if fitting < listen.most {
         info!("at most {fitting} sessions, not {}: {descriptors} descriptors may be open", listen.most);
     }
@@ -279,10 +284,15 @@ fn house(
 }
 
 /// How many sessions so many descriptors are enough for, beside loops with so many sockets each.
-fn fitting(descriptors: u64, loops: usize, sockets: usize) -> usize {
+///
+/// # Errors
+/// Not for one, and who comes would wait unheard: how many would be.
+fn fitting(descriptors: u64, loops: usize, sockets: usize) -> Result<usize, u64> {
     let [loops, sockets] = [loops, sockets].map(|count| u64::try_from(count).unwrap_or(u64::MAX));
-    let own = loops.saturating_mul(sockets.saturating_add(OF_A_LOOP)).saturating_add(OUR_OWN);
-    usize::try_from(descriptors.saturating_sub(own) / EACH).unwrap_or(usize::MAX).max(1)
+    let of_loops = loops.saturating_mul(sockets.saturating_add(OF_A_LOOP));
+    let least = of_loops.saturating_add(OUR_LEAST + EACH);
+    let room = descriptors.saturating_sub(of_loops.saturating_add(OUR_OWN));
+    if descriptors < least { Err(least) } else { Ok(usize::try_from(room / EACH).unwrap_or(usize::MAX).max(1)) }
 }
 
 /// Where tickets come from, if there may be TLS of ours: of one source for all loops.
@@ -322,7 +332,8 @@ mod tests {
     #[test]
     fn descriptors_of_loops_and_their_sockets_are_none_of_a_sessions() {
         let of = |loops, sockets| fitting(1024, loops, sockets);
-        assert_eq!([of(1, 1), of(2, 3), of(32, 4)], [101, 98, 38]);
-        assert_eq!([of(1024, 64), of(usize::MAX, 1)], [1, 1], "one at least");
+        assert_eq!([of(1, 1), of(2, 3), of(32, 4)], [Ok(101), Ok(98), Ok(38)]);
+        assert_eq!([fitting(39, 1, 1), fitting(40, 1, 1)], [Err(40), Ok(1)]);
+        assert_eq!(of(usize::MAX, 1), Err(u64::MAX));
     }
 }
