@@ -14,10 +14,15 @@ import session
 import signals
 from listening import GONE, Listener, Visit
 from session import Cut, Refused, check_letters
-from signals import CONTINUES, PROG, RELAYED, SIGNALS, STOPPED, STOPPED_LATER, follow, helloed, is_stopped
+from signals import CONTINUES, PROG, RELAYED, SIGNALS, STOPPED, STOPPED_LATER, check_letter, follow, helloed, is_stopped, resume
 from stage import Broken, below, children_of, expect, wait_for
 
 SHUTDOWN = {("listener", "TERM"), ("spawner", "KILL")}
+UNHIT = {("listener", "STOP"), ("spawner", "TERM"), ("spawner", "STOP")}  # sessions go on, unless they need the spawner
+
+
+def needing_prog(one):
+    one.send(b"MAIL FROM:<a@client.example>\r\n")
 
 
 # As in signals.py: PROG is there where a session needs it, and not before.
@@ -43,6 +48,13 @@ STATES_OF = {
         "briefing": (signals.asked, STOPPED, None, [*ALL, "prog"]),
         "gate": (signals.answered_inside, PROG, None, [*ALL, "prog"]),
         "relay inside TLS": (signals.in_text_inside, PROG, None, [*ALL, "prog"]),
+    },
+    # "prog" is the server that the daemon has started for the client.
+    "listen-plain": {
+        "dialogue": (helloed, PROG, PROG, ["listener"]),
+        "relay": (signals.in_text, PROG, PROG, ["listener", "prog"]),
+        "client's handshake": (signals.switched, PROG, PROG, ["listener", "backend"]),
+        "relay inside TLS": (signals.in_text_inside, PROG, PROG, ["listener", "backend"]),
     },
     "listen-raw": {
         "client's handshake": (signals.switched, PROG, PROG, ALL),
@@ -74,8 +86,9 @@ def run(ground, state, detail):
     reach, prog, backend_prog, _ = STATES_OF[ground.way.name][state]
     stage, tag = ground.stage, f"{ground.way.name}-signal-{next(ground.numbers)}"
     port = ground.way.behind(stage, ground.tls, backend_prog or PROG, tag)
-    backend = stage.daemons.get(tag)
-    listener = Listener(ground, more=["--drain", "0"], prog=prog, backend=port)
+    daemon_port = stage.tcpserver(f"{tag}-daemon", PROG, ground.plain) if ground.way.is_daemons else None
+    backend, daemon = stage.daemons.get(tag), stage.daemons.get(f"{tag}-daemon")
+    listener = Listener(ground, more=["--drain", "0"], prog=prog, backend=port, daemon=daemon_port)
     try:
         one, other = Client(listener), Client(listener)
         helloed(other)
@@ -85,7 +98,7 @@ def run(ground, state, detail):
             reach(one)
         except (Cut, Refused) as why:
             raise Broken(f"the state is not reached: {why!r}") from None
-        spawner = wait_for("one spawner", lambda: children_of(listener.process.pid)[:1], 5)[0]
+        spawner = daemon.pid if daemon else wait_for("one spawner", lambda: children_of(listener.process.pid)[:1], 5)[0]
         targets = {
             "listener": lambda: listener.process.pid,
             "spawner": lambda: spawner,
@@ -96,21 +109,23 @@ def run(ground, state, detail):
         settle(listener, backend, prog, backend_prog)
         stopped = [each for each in below(listener.process.pid) if is_stopped(each)]
         os.kill(pid, SIGNALS[name])
-        if (who, name) == ("listener", "STOP"):
+        if name == "STOP" and who in ALL:
             wait_for("it to stop", lambda: is_stopped(pid), 5)
+        is_unhit = detail in UNHIT and state in CONTINUES
+        if is_unhit:
+            (needing_prog if detail == ("spawner", "STOP") and state == "dialogue" else CONTINUES[state])(one)
+        if detail == ("listener", "STOP"):
             os.kill(pid, signal.SIGCONT)
         if who in ("listener", "spawner") and name == "KILL":
             for each in stopped:  # or nothing would ever make it notice
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(each, signal.SIGCONT)
-        is_unhit = (who, name) in {("listener", "STOP"), ("spawner", "TERM"), ("spawner", "STOP")}
-        goes_on = CONTINUES.get(state) if is_unhit else None
-        if (who, name, state) == ("spawner", "STOP", "dialogue"):
-            goes_on = signals.needing_prog
         is_end = detail in SHUTDOWN or detail == ("listener", "KILL")
         seen = follow(other, None if is_end else lambda one: None)
-        verdict = follow(one, goes_on)
+        verdict = follow(one, resume if is_unhit else None)
         expect(is_right(ground.way, state, detail, one, verdict), f"{verdict} in phase {one.phase}:", listener.said()[-400:])
+        expect("panicked" not in listener.said(), listener.said()[-400:])
+        check_letter(ground, one, verdict)
         if is_end:
             check_end(listener, detail, seen)
         else:
@@ -118,14 +133,9 @@ def run(ground, state, detail):
         return verdict
     finally:
         listener.kill()
-        if backend:
-            for each in [*below(backend.pid), backend.pid]:
-                with contextlib.suppress(OSError):
-                    os.kill(each, signal.SIGKILL)
-            backend.wait()
-            del stage.daemons[tag]
+        for name in (tag, f"{tag}-daemon"):
+            signals.put_away(stage, name)
         listener.log.unlink(missing_ok=True)
-        (stage.folder / f"{tag}.log").unlink(missing_ok=True)
 
 
 def settle(listener, backend, prog, backend_prog):
@@ -145,16 +155,20 @@ def is_right(way, state, detail, one, verdict):
         # No client takes what was cut for whole.
         return verdict == "cut" and not (way.ends_tls and one.parted) if is_silent else verdict == "421"
     if (who, name, state) == ("spawner", "STOP", "dialogue"):
-        return verdict == "421"  # PROG was needed
+        # PROG was needed, and could not be had in time.
+        return verdict == "421" and "snoop" not in wait_for("the log to tell its end", one.summary, GONE)
     if who in ("listener", "spawner") and state in CONTINUES:
         return verdict == "right"
     if verdict == "454":
         return not one.tls
     said = wait_for("the log to tell its end", one.summary, GONE)
+    if "bug" in said:
+        return False
     if verdict == "421":
         return said != "over" or one.tls and way.name == "listen-raw"  # HOST says it
-    if who == "backend" and verdict == "cut" and said == "over":
-        return one.parted  # its PROG was hit, and it has ended as it always does
+    if verdict == "cut" and said == "over":
+        # Somebody behind a server was hit, and that has ended as it always does.
+        return who == "backend" and one.parted or who == "prog" and way.is_daemons
     return verdict == "cut" and said != "over" and one.phase != "snoop"
 
 

@@ -6,7 +6,7 @@ nobody is left. Verdicts are those of faults.py for the client that came first, 
 
     start     the listener has not begun: nobody was let in
     ended     it ended by itself, later
-    lost      a wake-up between its threads was lost, which only strace can bring about: not judged
+    lost      a wake-up between its threads was lost, or one end's news which is told but once, which only strace can bring about: not judged
 """
 
 import collections
@@ -48,22 +48,23 @@ class Visit(Session):
         self.phase = "snoop"
         self.buffer, self.raw, self.tls = b"", b"", None
         self.over = self.parted = False
-        self.heard, self.greets = 0, True
+        self.heard, self.greets, self.mark = 0, True, b""
         self.name = ":".join(map(str, self.client.getsockname()))
 
 
 class Listener:
     """The program, listening: under strace if `traced`."""
 
-    def __init__(self, ground, traced=(), more=(), prog=MAILFRONT, backend=None):
+    def __init__(self, ground, traced=(), more=(), prog=MAILFRONT, backend=None, through=(), daemon=None):
         self.stage, self.port = ground.stage, ground.stage.port()
         self.log = ground.stage.folder / f"listener-{self.port}.log"
         self.name = f"{ground.way.name} {' '.join(str(word) for word in traced if 'inject' in str(word))}"
-        self.is_traced = bool(traced)
+        self.is_traced, through = bool(traced), ["strace", "-f", "--detach-on=execve", *traced] if traced else through
         options = [*ground.way.timers(session.TIMERS), "--listen", f"{self.stage.address}:{self.port}", "--workers", "1", *more]
-        argv = ground.way.wrapper(
-            self.stage, backend or ground.backend, *options, prog=prog,
-            through=["strace", "-f", "--detach-on=execve", *traced] if traced else [])
+        if ground.way.is_daemons:
+            options += ["--plain", f"{self.stage.address}:{daemon or ground.daemon}"]
+            prog = []
+        argv = ground.way.wrapper(self.stage, backend or ground.backend, *options, prog=prog, through=through)
         environment = {**self.stage.environment, "QUEUEDIR": str(ground.plain.folder)}
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
@@ -136,7 +137,7 @@ def run(ground, name, detail):
     log = ground.stage.folder / f"{ground.way.name}-{name}-{error}-{nth}.trace"
     try:
         verdict = attempt(
-            ground, log, ["-yy", "-o", log, "-e", "signal=none", "-e", f"trace={name}", "-e", f"inject={name}:error={error}:when={nth}"])
+            ground, log, ["-yy", "-o", log, "-e", "signal=none", "-e", f"trace={name},close_range", "-e", f"inject={name}:error={error}:when={nth}"], name=name)
     except Broken as why:
         if not re.match("hang|waited|told to end", str(why)) or not re.search(LOST, log.read_text(errors="replace")):
             raise
@@ -148,8 +149,15 @@ def run(ground, name, detail):
     return verdict
 
 
-def attempt(ground, log, traced):
-    listener = Listener(ground, traced)
+def run_within(ground, name, through, stack_too_small):
+    """The verdict where a limit stays: who comes may be told so each time."""
+    log = ground.stage.folder / "none.trace"
+    log.touch()
+    return attempt(ground, log, name=name, through=through, stack_too_small=stack_too_small)
+
+
+def attempt(ground, log, traced=(), name="", through=(), stack_too_small=False):
+    listener = Listener(ground, traced, through=through)
     try:
         first = None
         for number in range(VISITS):
@@ -158,10 +166,13 @@ def attempt(ground, log, traced):
             if verdict in (None, "right") and number:
                 break
         ended = listener.has_ended()
-        expect(ended or verdict == "right", f"{VISITS} clients later it still says {verdict}:", listener.said()[-300:])
+        expect(ended or verdict == "right" or through, f"{VISITS} clients later it still says {verdict}:", listener.said()[-300:])
         code = listener.process.returncode if ended else listener.end()
-        # An allocation that failed before there was any log, or the runtime's own start.
-        is_abort = code in (-6, -11, 134, 139) and ("memory allocation" in listener.said() or "listening" not in listener.said())
+        if code > 128:  # strace's word for a signal
+            code = 128 - code
+        is_abort = code in session.ABORTS
+        if is_abort:
+            session.aborted(code, listener.said(), name, log.read_text(errors="replace").splitlines(), first, stack_too_small)
         expect(code in ENDS or is_abort, f"exit {code}:", listener.said()[-300:])
         expect(not ended or listener.said().strip() or is_abort, f"it ended without a word, exit {code}")
         listener.wait_until_gone()
@@ -193,7 +204,8 @@ def visit(ground, listener, log, by_tls):
     elif verdict == "cut":
         summary = session.SUMMARY % re.escape(one.name)
         # PROG, or HOST by the way `raw`, reads no more: its own end counts then. Behind the client's QUIT nothing but the end was left to say.
-        trace, sink = log.read_text(errors="replace"), "(pipe:.*EPIPE|TCP)" if ground.way.name == "listen-raw" else "pipe:.*EPIPE"
+        is_by_tcp = ground.way.is_daemons or ground.way.name == "listen-raw"
+        trace, sink = log.read_text(errors="replace"), "(pipe:.*EPIPE|TCP)" if is_by_tcp else "pipe:.*EPIPE"
         goes_unsaid = re.search(TOLD % sink, trace) or one.phase == "farewell" and re.search(OF_A_CLIENT, trace)
         is_told = lambda said: any(end != "over" for end in re.findall(summary, said)) or "can't accept" in said
         wait_for("a word why it has cut", lambda: goes_unsaid or listener.has_ended() or is_told(listener.said()), GONE)

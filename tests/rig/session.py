@@ -15,6 +15,7 @@ import contextlib
 import os
 import re
 import resource
+import signal
 import socket
 import ssl
 import subprocess
@@ -28,6 +29,9 @@ TIMERS = {"snoop-timeout": 4, "snoop-total": 6, "dial-timeout": 2, "backend-hand
 TIMERS |= {"handshake-timeout": 2, "relay-timeout": 2, "farewell-timeout": 1}
 LATEST = 14.0  # several of these timers may follow each other
 BUSY = 1.5  # seconds of a processor
+ABORTS = (-signal.SIGABRT, -signal.SIGSEGV)
+OF_MEMORY = {"mmap", "mprotect", "brk", "as", "data"}
+FIRST = "close_range("  # the program's first call of its own
 UNREACHED = "unreached"  # the verdict where a fault was not injected
 SUMMARY = r'starttls-wrapper\[\d+\]: client=%s end="((?:[^"\\]|\\.)*)"'
 
@@ -67,6 +71,7 @@ class Session:
         self.over = False  # TLS has ended
         self.parted = False  # by a close_notify
         self.heard = 0  # octets of the program's or PROG's
+        self.mark = b""  # of a letter that it has begun
 
     # ---- the client
 
@@ -146,11 +151,19 @@ class Session:
             raise Refused(reply.decode(errors="replace").strip())
         raise Broken(f"{reply!r} in phase {self.phase}, expected {codes}")
 
-    def handshake(self):
+    def hello(self):
+        """The first of a handshake, to which the answer is not awaited."""
         expect(not self.buffer, "said behind the 220:", self.buffer)
         self.phase = "handshake"
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = CONTEXT.wrap_bio(self.incoming, self.outgoing, server_hostname="localhost")
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self.tls.do_handshake()
+        self.flush()
+
+    def handshake(self):
+        if self.tls is None:
+            self.hello()
         while True:
             try:
                 self.tls.do_handshake()
@@ -267,6 +280,20 @@ class Session:
     def summary(self):
         """How the session ended, in the words of its line in the log; nothing if there is none."""
         return "".join(re.findall(SUMMARY % r"\S+", self.said())[-1:])
+
+
+def aborted(code, said, name, trace, heard, stack_too_small=False):
+    """The verdict of a program that a signal of its own has ended: `start`, before its first statement, where `trace` shows that or nobody has heard
+    of it; or `memory`. `name` is the call that failed, or the limit."""
+    if not trace and name in OF_MEMORY and not heard:
+        return "start"
+    injected, begun = (next((n for n, line in enumerate(trace) if mark in line), None) for mark in ("(INJECTED)", FIRST))
+    if injected is not None and (begun is None or injected < begun):
+        return "start"
+    # The library of TLS aborts without a word.
+    is_out_of_memory = code == -signal.SIGABRT and ("memory allocation of" in said or name in OF_MEMORY)
+    expect(is_out_of_memory or stack_too_small, f"exit {code}: {said[-300:]}")
+    return "memory"
 
 
 def found_in(queue, mark):

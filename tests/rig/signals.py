@@ -7,6 +7,7 @@ hanging, hears nothing but whole replies or TLS, and in the end the program, its
 """
 
 import contextlib
+import itertools
 import os
 import pathlib
 import signal
@@ -14,10 +15,11 @@ import threading
 import time
 
 from servers import RIG
-from session import Cut, Refused, Session
+from session import BUSY, Cut, Refused, Session, found_in
 from stage import MAILFRONT, Broken, below, children_of, described, expect, wait_for
 
 SIGNALS = {"KILL": signal.SIGKILL, "TERM": signal.SIGTERM, "STOP": signal.SIGSTOP}
+ENDS = {0, 1, 98, 99, 111}  # of the README, but for a usage error
 GONE = 8.0  # what is left has so long: timers of 2 s, a farewell of 1 s twice
 PROG = MAILFRONT
 RIG_PROG = str(RIG / "prog.sh")
@@ -28,6 +30,7 @@ FRESH_STOPPED = [RIG_PROG, "fresh", "stopped", *MAILFRONT]
 FRESH_STOPPED_LATER = [RIG_PROG, "fresh", "stopped-behind-greeting"]
 STOPS = (STOPPED, STOPPED_AT_RESET, FRESH_STOPPED, FRESH_STOPPED_LATER)
 SERVER = "python3"
+LETTERS = itertools.count(1)
 
 
 def greeted(run):
@@ -108,7 +111,8 @@ def text(run):
     run.reply("250")
     run.reply("250")
     run.reply("354")
-    run.send(b"Subject: half a letter\r\n")
+    run.mark = b"Subject: half a letter, %d of %d" % (next(LETTERS), os.getpid())
+    run.send(run.mark + b"\r\n")
 
 
 # Name: how the client comes there, PROG before its greeting, the backend's PROG before its greeting or behind it, who can be hit.
@@ -232,8 +236,12 @@ def run(ground, state, detail):
             os.kill(pid, SIGNALS[name])
         except ProcessLookupError:
             raise Broken(f"the {who} was gone before it was hit") from None
+        goes_on = None
         if name == "STOP" and who == "program":
             wait_for("it to stop", lambda: is_stopped(pid), 5)
+            if state in CONTINUES:
+                CONTINUES[state](one)
+                goes_on = resume
             os.kill(pid, signal.SIGCONT)
         if name == "KILL" and who == "program":
             for each in stopped:  # or nothing would ever make it notice
@@ -242,24 +250,36 @@ def run(ground, state, detail):
             threading.Thread(target=continue_behind, args=(one.process.pid, pid), daemon=True).start()
         # A UCSPI-TLS server that awaits the client's hello hears of nobody that the program was killed.
         is_unheard = who in ("waiting", "server") or ground.way.under and (who, name) == ("program", "KILL")
-        goes_on = GOES_ON.get(state) if is_unheard else CONTINUES.get(state) if detail == ("program", "STOP") else None
-        verdict = follow(one, goes_on)
-        code, _ = one.wait()
+        verdict = follow(one, GOES_ON.get(state) if is_unheard else goes_on)
+        code, seconds = one.wait()
         if (who, name) != ("program", "KILL"):
             check_reaped(one)
         wait_for_end(one)
+        expect(seconds < BUSY, f"busy: {seconds:.2f} s of a processor")
         expect(is_right(ground.way, state, detail, one, verdict, code), f"{verdict} in phase {one.phase}, exit {code}: {one.said()[-300:]}")
+        check_letter(ground, one, verdict)
         return verdict
     finally:
         one.kill()
-        if backend:
-            for pid in [*below(backend.pid), backend.pid]:
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
-            backend.wait()
-            del stage.daemons[tag]
+        put_away(stage, tag)
         one.log.unlink(missing_ok=True)
-        (stage.folder / f"{tag}.log").unlink(missing_ok=True)
+
+
+def put_away(stage, name):
+    """Ends a server of one run, if there is one of this name."""
+    if daemon := stage.daemons.pop(name, None):
+        for pid in [*below(daemon.pid), daemon.pid]:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        daemon.wait()
+    (stage.folder / f"{name}.log").unlink(missing_ok=True)
+
+
+def check_letter(ground, one, verdict):
+    """The letter in whose midst the client was: it came if the client could end it, and else no part of it did."""
+    letters = [letter for queue in {ground.plain, ground.tls} for letter in found_in(queue, one.mark)] if one.mark else []
+    whole = [letter for letter in letters if letter.endswith(one.mark + b"\n")]
+    expect(len(letters) == len(whole) == (1 if one.mark and verdict == "right" else 0), "letters that came:", letters)
 
 
 def is_right(way, state, detail, one, verdict, code):
@@ -267,13 +287,16 @@ def is_right(way, state, detail, one, verdict, code):
     who, name = detail
     if who == "program" and name == "KILL":
         return verdict == "cut" and code == -signal.SIGKILL
+    if code not in ENDS or "bug" in one.summary():
+        return False
     if who == "program" and name == "TERM":
         is_silent = state in RELAYED | {"client's handshake"} or one.tls and way.name == "raw"
         # No client takes what was cut for whole.
         is_so = verdict == "cut" and not (way.ends_tls and one.parted) if is_silent else verdict == "421"
         return is_so and code == 0 and one.summary() == "terminated"
     if who == "program" and state in CONTINUES:
-        return verdict == "right" and (one.tls or (code, one.summary()) == (0, "over"))
+        # This client ends TLS without a close_notify.
+        return verdict == "right" and (one.tls and code == 1 or (code, one.summary()) == (0, "over"))
     if verdict == "right":
         # That PROG could not be had is not missed where it was not needed.
         return way.puts_off and who == "waiting"
@@ -323,20 +346,26 @@ def to_tls(one):
 GOES_ON = {"dialogue": to_tls, "client's handshake": Session.handshake}
 
 
-# And where it has stopped and goes on, if nobody else is stopped.
+# And what it says while the program is stopped, if nobody else is.
 CONTINUES = {
-    "dialogue": lambda one: None,
+    "dialogue": lambda one: one.send(b"NOOP\r\n"),
     "half a line": lambda one: one.send(b"OP\r\n"),
-    "client's handshake": Session.handshake,
-    "gate": lambda one: None,
+    "client's handshake": Session.hello,
+    "gate": lambda one: one.send(b"NOOP\r\n"),
     "relay": lambda one: one.send(b".\r\n"),
     "relay inside TLS": lambda one: one.send(b".\r\n"),
 }
 
 
+def resume(one):
+    """Behind that."""
+    if one.phase == "handshake":
+        one.handshake()
+
+
 def follow(one, goes_on=None):
     """What the client sees until the end: whole replies, or TLS."""
-    verdict = "cut"
+    verdict, farewell = "cut", b"\r\n.\r\nQUIT\r\n"  # perhaps in a letter
     try:
         if goes_on:
             try:
@@ -348,10 +377,11 @@ def follow(one, goes_on=None):
             try:
                 one.reply("220", "221", "250", "354", "500", "502", "503")
                 verdict = "right" if verdict == "cut" else verdict
-                one.send(b"QUIT\r\n" if one.phase == "snoop" else b"\r\n.\r\nQUIT\r\n")  # perhaps in a letter
+                one.send(b"QUIT\r\n" if farewell and one.phase == "snoop" else farewell)
             except Refused as why:
                 verdict = str(why)[:3]
-                one.send(b"QUIT\r\n")
+                one.send(b"QUIT\r\n" if farewell else b"")
+            farewell = b""
     except Cut as cut:
         expect(not cut.octets or one.phase != "snoop", "cut inside a reply:", cut.octets)
         return verdict
