@@ -6,7 +6,7 @@
 pub(crate) struct Command {
     /// In upper case, as far as ASCII goes.
     pub(crate) verb: Vec<u8>,
-    /// Where its line begins.
+    /// Where it begins: at the start of a line, or behind where the server cuts one that is too long.
     pub(crate) at: usize,
 }
 
@@ -78,19 +78,21 @@ fn postfix_token(line: &[u8], literal: bool) -> Vec<u8> {
     token.to_ascii_uppercase()
 }
 
-/// Exim's smtp_read_command: a line with a NUL is refused; all white space at the end goes; a command is a prefix with a space or
-/// the end behind it, MAIL and RCPT by their first word at least.
+/// Exim's smtp_read_command: 16,385 octets without an LF are refused, and what follows them is a new command; a line with a NUL is refused;
+/// all white space at the end goes; a command is a prefix with a space or the end behind it, MAIL and RCPT by their first word at least.
 pub(crate) fn exim(stream: &[u8]) -> Vec<Command> {
-    let command = |(at, line): (usize, &[u8])| {
-        let is_space = |octet: &u8| matches!(octet, b' ' | 0x09..=0x0d);
-        if line.contains(&0) || line.len() >= 16_384 {
-            return Command { verb: Vec::new(), at };
+    const TOO_LONG: usize = 16_385;
+    let is_space = |octet: &u8| matches!(octet, b' ' | 0x09..=0x0d);
+    let mut commands = Vec::new();
+    for (start, line) in lines(stream) {
+        for (number, part) in line.chunks(TOO_LONG).enumerate() {
+            let part = if part.len() == TOO_LONG || part.contains(&0) { &[] } else { part };
+            let end = part.iter().rposition(|octet| !is_space(octet)).map_or(0, |last| last + 1);
+            let verb = part[..end].split(|octet| *octet == b' ').next().unwrap_or_default();
+            commands.push(Command { verb: verb.to_ascii_uppercase(), at: start + number * TOO_LONG });
         }
-        let end = line.iter().rposition(|octet| !is_space(octet)).map_or(0, |last| last + 1);
-        let verb = line[..end].split(|octet| *octet == b' ').next().unwrap_or_default();
-        Command { verb: verb.to_ascii_uppercase(), at }
-    };
-    lines(stream).map(command).collect()
+    }
+    commands
 }
 
 /// mailfront's parse_line: as qmail's, and a tab ends the verb too.

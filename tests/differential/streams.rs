@@ -71,6 +71,7 @@ impl Random {
     }
 
     fn line(&mut self, stream: &mut Vec<u8>) {
+        let start = stream.len();
         if self.one_in(12) {
             stream.extend_from_slice(self.pick(&[" ", "\t", "  ", "\x0b", "\"\"", "\\"]));
         }
@@ -81,11 +82,11 @@ impl Random {
             stream.extend_from_slice(argument);
         }
         if self.one_in(60) {
+            // So much more; or so much in all, where a server may cut the line.
+            let from = if self.one_in(2) { stream.len() } else { start };
             let length = LENGTHS[self.below(LENGTHS.len())] + self.below(5);
-            stream.resize(stream.len() + length, b'a');
-            if self.one_in(2) {
-                stream.extend_from_slice(b" MAIL FROM:<>");
-            }
+            stream.resize(stream.len().max(from + length), b'a');
+            stream.extend_from_slice(self.pick(&["", " MAIL FROM:<>", "MAIL FROM:<>"]));
         }
         stream.extend_from_slice(self.pick(&ENDS));
     }

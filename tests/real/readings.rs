@@ -167,6 +167,12 @@ const ODD: [&[u8]; 14] = [
     b"\"MAIL\" FROM:<a@b.example>\r\n",
 ];
 
+/// Those, and lines that have a command right behind where a server may cut them: Postfix, a buffer of many, and Exim.
+fn odd() -> impl Iterator<Item = Vec<u8>> {
+    let cut = |at| [&vec![b'a'; at][..], b"MAIL FROM:<a@b.example>\r\n"].concat();
+    ODD.into_iter().map(<[u8]>::to_vec).chain([2048, 4096, 16_385].map(cut))
+}
+
 fn lines_are_read_as_by_the_model(server: &Server<'_>) {
     let lines = |seed| {
         let mut random = Random::new(seed);
@@ -176,7 +182,7 @@ fn lines_are_read_as_by_the_model(server: &Server<'_>) {
     };
     let (number, _) = lines_and_streams();
     let (mut guarded, mut harmless, mut stricter) = (0, 0, 0);
-    let odd = ODD.into_iter().map(|line| (line.to_vec(), true));
+    let odd = odd().map(|line| (line, true));
     for (line, greets) in odd.chain((1..).flat_map(lines)).take(number) {
         let (predicted, done) = (predicted(server.model, &line), done(server, &line, greets));
         let shown = line.escape_ascii();
