@@ -26,7 +26,7 @@ pub(crate) fn knows(verb: &[u8]) -> bool {
     harmless.contains(&verb) || GUARDED.contains(&verb)
 }
 
-/// All lines end at LF, whatever stands before it; a last line without LF is never run.
+/// All lines end at LF, whatever stands before it; what follows the last LF is not among them.
 fn lines(stream: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     let mut at = 0;
     stream.split_inclusive(|octet| *octet == b'\n').filter_map(move |line| {
@@ -95,12 +95,15 @@ pub(crate) fn exim(stream: &[u8]) -> Vec<Command> {
     commands
 }
 
-/// mailfront's parse_line: as qmail's, and a tab ends the verb too.
+/// mailfront's parse_line: as qmail's, and a tab ends the verb too. What has no LF when its input ends is run all the same, its last octet
+/// taken for one.
 pub(crate) fn mailfront(stream: &[u8]) -> Vec<Command> {
     let command = |(at, line): (usize, &[u8])| {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let verb = line.split(|octet| matches!(octet, 0 | b' ' | b'\t')).next().unwrap_or_default();
         Command { verb: verb.to_ascii_uppercase(), at }
     };
-    lines(stream).map(command).collect()
+    let end = stream.iter().rposition(|octet| *octet == b'\n').map_or(0, |lf| lf + 1);
+    let unfinished = stream[end..].split_last().map(|(_, line)| (end, line));
+    lines(stream).chain(unfinished).map(command).collect()
 }
