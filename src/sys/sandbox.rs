@@ -181,6 +181,9 @@ fn calls(needs: &Needs) -> Vec<(libc::c_long, Rule)> {
     all(&[libc::SYS_fcntl], &one_of(1, FCNTL));
     all(&[libc::SYS_prctl], &one_of(0, &[libc::PR_SET_NAME]));
     all(&[libc::SYS_tgkill], &one_of(0, &[std::process::id().cast_signed()]));
+    // musl's abort(3): refused this it would die of SIGSEGV instead, as a resolver's thread, whose number is not known yet, still does.
+    let own = test(0, u32::MAX, &[rustix::thread::gettid().as_raw_nonzero().get()]);
+    all(&[libc::SYS_tkill], &Rule::If(vec![own, test(1, u32::MAX, &[libc::SIGABRT])], Otherwise::Refuse));
     let children: Vec<i32> = needs.children.iter().map(|child| child.as_raw_nonzero().get()).collect();
     all(&[libc::SYS_kill, libc::SYS_pidfd_open], &one_of(0, &children));
     let memory =

@@ -15,6 +15,7 @@ use crate::stream::wait_until;
 use crate::trace::Trace;
 use crate::wire::PATIENCE;
 
+const SIGABRT: i32 = 6;
 const SIGSYS: i32 = 31;
 
 /// What an intruder comes to in a session of this command line, with `folder` as CADIR: its one word, or the signal that ended it.
@@ -50,6 +51,21 @@ fn what_only_an_intruder_asks_for_kills() {
             assert_eq!(intrude(line, "", deed, object), Err(SIGSYS), "{line}: {deed}");
         }
     }
+}
+
+/// What a bug of ours that can't be survived ends as is for its supervisor to see. A listener's is in a thread, whose number is not the
+/// process's.
+#[test]
+fn an_abort_is_seen_as_one_and_nobody_else_is_aborted() {
+    let mut another = Command::new("/bin/cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let object = another.id().to_string();
+    let refused = "Operation not permitted (os error 1)\n".to_owned();
+    for line in [ADDRESS, KEEP, LISTENER, NAME] {
+        assert_eq!(intrude(line, "", "abort", ""), Err(SIGABRT), "{line}");
+        assert_eq!(intrude(line, "", "abort-another", &object), Ok(refused.clone()), "{line}");
+    }
+    drop(another.stdin.take());
+    assert_eq!(another.wait().unwrap().code(), Some(0));
 }
 
 /// What fails, and how: `P` is the filter's answer, `A` Landlock's, `K` the filter's end of all, `-` none.

@@ -29,26 +29,31 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut child =
         Command::new("/bin/cat").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     privileges::harden()?;
-    let needs = match &config.listen {
-        None => needs::of_a_session(target.as_ref(), peer.as_ref(), vec![Pid::from_child(&child)]),
-        // Its children are a spawner's; the one of ours is for the signal below.
-        Some(listen) => Needs {
-            children: vec![Pid::from_child(&child)],
-            ..needs::of_a_listener(target.as_ref(), None, peer.as_ref(), listen.proxies.is_some())
-        },
-    };
-    let confined = confine(&needs);
-    if confined != Confined::Wholly {
-        println!("{confined:?}");
+    match &config.listen {
+        None => {
+            intrude(&needs::of_a_session(target.as_ref(), peer.as_ref(), vec![Pid::from_child(&child)]), &deed, &object)
+        }
+        // Its loops are threads; its children are a spawner's.
+        Some(listen) => {
+            let needs = needs::of_a_listener(target.as_ref(), None, peer.as_ref(), listen.proxies.is_some());
+            std::thread::spawn(move || intrude(&needs, &deed, &object)).join().map_err(|_| "it panicked")?;
+        }
     }
-    match attempt(&deed, &object) {
-        Ok(()) => println!("done"),
-        Err(error) => println!("{error}"),
-    }
-    // The one signal that is left to send.
+    // The one signal that is left for a session to send.
     kill_process(Pid::from_child(&child), Signal::KILL)?;
     child.wait()?;
     Ok(())
+}
+
+fn intrude(needs: &Needs, deed: &str, object: &str) {
+    let confined = confine(needs);
+    if confined != Confined::Wholly {
+        println!("{confined:?}");
+    }
+    match attempt(deed, object) {
+        Ok(()) => println!("done"),
+        Err(error) => println!("{error}"),
+    }
 }
 
 /// What the program's last reply leaves with.
@@ -82,6 +87,9 @@ fn attempt(deed: &str, object: &str) -> Result<(), Box<dyn Error>> {
         "run" => drop(Command::new(object).status()?),
         "become" => return Err(std::os::unix::process::CommandExt::exec(&mut Command::new(object)).into()),
         "signal" => test_kill_process(Pid::from_raw(object.parse()?).ok_or("no pid")?)?,
+        "abort" => std::process::abort(),
+        // SAFETY: it touches no memory of ours.
+        "abort-another" => done(unsafe { libc::syscall(libc::SYS_tkill, object.parse::<i32>()?, libc::SIGABRT) })?,
         _ => return Err(format!("no deed {deed}").into()),
     }
     Ok(())
