@@ -11,10 +11,11 @@ use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::AtomicU8;
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Barrier};
 use std::thread;
 
-use log::{debug, error, info, warn};
+use log::{error, info, warn};
 
 use crate::cli::{self, Config, IdentitySource, LISTENER_VARIABLES, Listen, OWN_VARIABLES};
 use crate::engine::meter::Meter;
@@ -123,10 +124,12 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
     // Their memory is one: nobody is accepted while a thread has rights left.
     let threads = listen.workers + 1 + usize::from(prober.is_some()) + usize::from(metrics.is_some());
     let all = Arc::new(Barrier::new(threads));
+    let (tell, came) = channel();
     let give_up = |needs: Option<Needs>| {
-        let all = all.clone();
+        let (all, tell) = (all.clone(), tell.clone());
         move || {
-            needs.iter().for_each(confine);
+            // We hear all of it: the other end stays with us.
+            let _ = needs.iter().try_for_each(|needs| tell.send(sandbox::confine(needs)));
             all.wait();
         }
     };
@@ -161,6 +164,7 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
         scrape::start(socket, figures.clone(), give_up(needs)).map_err(fatal("start a thread"))?;
     }
     give_up(needs)();
+    say_confined(came.try_iter());
     info!("listening on {}, loops={} sessions={}", places.join(" "), loops.len(), house.admission.most());
     supervisor.ready();
     let last = watch::last(times.farewell);
@@ -317,11 +321,17 @@ fn run(worker: Worker, _over: &Over) -> u8 {
     }
 }
 
-fn confine(needs: &Needs) {
-    match sandbox::confine(needs) {
-        Confined::Wholly => debug!("sandbox: Landlock and seccomp"),
-        Confined::OlderLandlock => debug!("sandbox: Landlock, as far as this kernel has it, and seccomp"),
-        Confined::Without(what) => info!("sandbox: without {what}"),
+/// Says what the threads' sandboxes came to: once, where it is the same for all.
+fn say_confined(came: impl Iterator<Item = Confined>) {
+    let mut said = Vec::new();
+    for confined in came {
+        if !said.contains(&confined) {
+            needs::say(&confined);
+            said.push(confined);
+        }
+    }
+    if said.is_empty() {
+        info!("{}", needs::OFF);
     }
 }
 

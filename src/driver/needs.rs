@@ -1,10 +1,14 @@
 //! What a door keeps of our rights once its clients are heard: [`Needs`] by what was typed, and not a right more.
 
+use log::{debug, info};
 use rustix::process::Pid;
 
 use crate::engine::Peer;
 use crate::sys::dial::Target;
-use crate::sys::sandbox::{Needs, system_roots};
+use crate::sys::sandbox::{Confined, Needs, system_roots};
+
+/// Where nothing is given up.
+pub(super) const OFF: &str = "sandbox: off (--no-sandbox)";
 
 /// One session, which is led to `target`, known as `peer`, and has started `children`.
 #[must_use]
@@ -29,6 +33,15 @@ pub fn of_a_listener(target: Option<&Target>, plain: Option<&Target>, peer: Opti
 #[must_use]
 pub(super) fn of_who_is_asked() -> Needs {
     Needs { listens: true, ..Needs::default() }
+}
+
+/// What became of the rest of our rights, for the log.
+pub(super) fn say(confined: &Confined) {
+    match confined {
+        Confined::Wholly => debug!("sandbox: Landlock and seccomp"),
+        Confined::OlderLandlock => debug!("sandbox: Landlock, as far as this kernel has it, and seccomp"),
+        Confined::Without(what) => info!("sandbox: without {what}"),
+    }
 }
 
 #[cfg(test)]

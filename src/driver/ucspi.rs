@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use log::{debug, info, warn};
+use log::{debug, warn};
 use mio::Poll;
 use rustix::process::Pid;
 use zeroize::Zeroizing;
@@ -27,7 +27,7 @@ use crate::sys::child::{self, Child};
 use crate::sys::dial::{Place, Target};
 use crate::sys::end::{End, Registry};
 use crate::sys::holder::Holder;
-use crate::sys::sandbox::{self, Confined};
+use crate::sys::sandbox;
 use crate::sys::{inherited, privileges, signals};
 use crate::tls::{Identity, Roots, UnixTime};
 use crate::variables::NAMES;
@@ -80,12 +80,9 @@ pub fn serve(config: Config) -> Result<u8, Fatal> {
     if let Err(error) = dropped {
         conn.conn.end_with(EndReason::System(format!("can't drop privileges: {error}")));
     }
-    if let Some(needs) = needs {
-        match sandbox::confine(&needs) {
-            Confined::Wholly => debug!("sandbox: Landlock and seccomp"),
-            Confined::OlderLandlock => debug!("sandbox: Landlock, as far as this kernel has it, and seccomp"),
-            Confined::Without(what) => info!("sandbox: without {what}"),
-        }
+    match needs {
+        Some(needs) => needs::say(&sandbox::confine(&needs)),
+        None => debug!("{}", needs::OFF),
     }
     let code = engine::run(&mut conn.poll, &mut conn.conn);
     if let (Some(EndReason::Child(ChildEnd::Differs(_))), Some(path)) = (conn.conn.end(), greeting) {

@@ -141,23 +141,26 @@ fn ended(standing: &mut Standing) -> String {
 
 #[test]
 fn the_program_is_confined_and_its_child_is_not() {
-    for (options, filter) in [(&["-v"][..], "2"), (&["-v", "--no-sandbox"], "0")] {
+    let (on, off) = ("sandbox: Landlock and seccomp", "sandbox: off (--no-sandbox)");
+    for (options, filter, words) in [(&["-v"][..], "2", on), (&["-v", "--no-sandbox"], "0", off)] {
         let mut standing =
             Standing::at(At::Snoop, &Start { options, environment: &[("RUST_LOG", "")], ..Start::default() });
         let (pid, child) = (standing.door.pid().as_raw_nonzero().get().unsigned_abs(), standing.child.report.pid);
         assert_eq!((field(pid, "Seccomp"), field(pid, "NoNewPrivs")), (filter.to_owned(), "1".to_owned()));
         assert_eq!((field(child, "Seccomp"), field(child, "NoNewPrivs")), ("0".to_owned(), "0".to_owned()));
         let said = ended(&mut standing);
-        assert_eq!(said.contains("]: debug: sandbox: Landlock and seccomp\n"), filter == "2", "{said}");
-        assert_eq!(said.contains("sandbox"), filter == "2", "{said}");
+        assert!(said.contains(&format!("]: debug: {words}\n")), "{said}");
+        assert_eq!(said.matches("sandbox:").count(), 1, "{said}");
     }
 }
 
 /// Their memory is one: who has a thread that is not confined has them all.
 #[test]
 fn every_thread_of_a_listener_is_confined_and_whom_it_starts_is_not() {
-    for (options, filter) in [(&[][..], "2"), (&["--no-sandbox"], "0")] {
-        let door = Door::open(&Start { options, shape: Shape::Listener, ..Start::default() });
+    let (on, off) = ("]: debug: sandbox: Landlock and seccomp\n", "]: sandbox: off (--no-sandbox)\n");
+    for (options, filter, words) in [(&["-v"][..], "2", on), (&["--no-sandbox"], "0", off)] {
+        let environment = &[("RUST_LOG", "")];
+        let door = Door::open(&Start { options, environment, shape: Shape::Listener, ..Start::default() });
         let pid = door.pid().as_raw_nonzero().get().unsigned_abs();
         let prog = Child::accept(&door.puppets).unwrap();
         let child = prog.report.pid;
@@ -174,6 +177,9 @@ fn every_thread_of_a_listener_is_confined_and_whom_it_starts_is_not() {
         for free in [spawner, child] {
             assert_eq!((field(free, "Seccomp"), field(free, "NoNewPrivs")), ("0".to_owned(), "0".to_owned()));
         }
+        let said = door.said();
+        assert!(said.contains(words), "{said}");
+        assert_eq!(said.matches("sandbox:").count(), 1, "it is said once, not for each thread: {said}");
     }
 }
 
