@@ -59,9 +59,10 @@ pub struct Needs {
 pub enum Confined {
     /// Both hold.
     Wholly,
-    /// Both hold, but the kernel's Landlock is too old for all of it (TCP: Linux 6.7; abstract UNIX sockets: 6.12).
+    /// Both hold, but the kernel's Landlock is too old for all of it: abstract UNIX sockets (Linux 6.12), or TCP (6.7) where the filter lets
+    /// no such socket be made anyway.
     OlderLandlock,
-    /// What does not hold, and why.
+    /// What does not hold, and why: one of the two, or of Landlock only its TCP ports.
     Without(String),
 }
 
@@ -104,7 +105,15 @@ pub fn confine(needs: &Needs) -> Confined {
     let landlock = restrict(needs);
     let seccomp =
         program(calls(needs)).ok_or(io::ErrorKind::InvalidInput.into()).and_then(|program| raw::filter_calls(&program));
-    let without_landlock = landlock.as_ref().err().map(|error| format!("Landlock ({error})"));
+    // Where the filter lets no such socket be made Landlock is not needed for them.
+    let may_dial_tcp = seccomp.is_err() || !needs.targets.iter().all(is_unix);
+    let without_landlock = match &landlock {
+        Err(error) => Some(format!("Landlock ({error})")),
+        Ok(version @ ..TCP) if may_dial_tcp => {
+            Some(format!("Landlock's TCP ports (version {version} knows none: any can be connected to)"))
+        }
+        Ok(_) => None,
+    };
     let without_seccomp = seccomp.err().map(|error: io::Error| format!("seccomp ({error})"));
     match (without_landlock, without_seccomp) {
         (Some(landlock), Some(seccomp)) => Confined::Without(format!("{landlock} and {seccomp}")),
@@ -112,6 +121,10 @@ pub fn confine(needs: &Needs) -> Confined {
         (None, None) if matches!(landlock, Ok(FULL..)) => Confined::Wholly,
         (None, None) => Confined::OlderLandlock,
     }
+}
+
+fn is_unix(target: &Target) -> bool {
+    matches!(target.place, Place::Unix(_))
 }
 
 /// Whether a name has to be looked up for `target`.
@@ -124,6 +137,8 @@ const READ_FILE: u64 = 1 << 2;
 const READ_DIR: u64 = 1 << 3;
 const CONNECT_TCP: u64 = 1 << 1;
 const ABSTRACT_UNIX_SOCKETS: u64 = 1;
+/// The version from which on TCP is known.
+const TCP: u32 = 4;
 /// The version from which on all is known that we use.
 const FULL: u32 = 6;
 
@@ -136,7 +151,7 @@ fn restrict(needs: &Needs) -> io::Result<u32> {
         3 | 4 => (1 << 15) - 1,
         5.. => (1 << 16) - 1,
     };
-    let network = if version >= 4 { CONNECT_TCP } else { 0 };
+    let network = if version >= TCP { CONNECT_TCP } else { 0 };
     let scoped = if version >= FULL { ABSTRACT_UNIX_SOCKETS } else { 0 };
     let ruleset = raw::landlock_ruleset(&raw::Handled { files, network, scoped })?;
     let mut readable: Vec<PathBuf> = needs.files.clone();
@@ -198,7 +213,6 @@ fn calls(needs: &Needs) -> Vec<(libc::c_long, Rule)> {
         all(&[libc::SYS_open], &without(1, WRITING, Otherwise::Refuse));
     }
     if !targets.is_empty() {
-        let is_unix = |target: &Target| matches!(target.place, Place::Unix(_));
         let mut families = Vec::new();
         if !targets.iter().all(is_unix) {
             families.extend([libc::AF_INET, libc::AF_INET6]);

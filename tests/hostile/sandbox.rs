@@ -7,11 +7,13 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
+use starttls_wrapper::session::Way;
 
 use crate::child::{Child, puppet};
-use crate::door::{Door, Shape, Start};
+use crate::door::{Door, Shape, Start, free_address};
 use crate::steps::{At, Standing};
 use crate::stream::wait_until;
+use crate::table::Table;
 use crate::trace::Trace;
 use crate::wire::PATIENCE;
 
@@ -212,14 +214,21 @@ fn a_listener_accepts_nobody_before_every_thread_is_confined() {
     assert_eq!(confined, WORKERS + 1, "{log}");
 }
 
+/// A kernel from before Linux 6.7 is asked for its version of Landlock.
+const OLDER_LANDLOCK: &str = "inject=landlock_create_ruleset:retval=2:when=1";
+const WITHOUT_TCP: &str = "without Landlock's TCP ports (version 2 knows none: any can be connected to)";
+
 /// The program itself, its dial bent to another port as an intruder would (strace writes over the address).
 #[test]
 fn the_program_reaches_no_port_but_the_backends() {
-    for (options, reaches) in [(&[][..], false), (&["--no-sandbox"][..], true)] {
+    let of_this_kernel = "inject=connect:delay_enter=0";
+    for (options, landlock, reaches) in
+        [(&[][..], of_this_kernel, false), (&["--no-sandbox"], of_this_kernel, true), (&[], OLDER_LANDLOCK, true)]
+    {
         let other = TcpListener::bind("127.0.0.1:0").unwrap();
         other.set_nonblocking(true).unwrap();
         let bent = format!("inject=connect:poke_enter=@arg2=0200{:04x}7f000001", other.local_addr().unwrap().port());
-        let trace = Trace::of(&["-e", "trace=connect", "-e", &bent]);
+        let trace = Trace::of(&["-e", "trace=connect,landlock_create_ruleset", "-e", landlock, "-e", &bent]);
         let mut standing = Standing::at(At::Snoop, &Start { options, through: &trace.through(), ..Start::default() });
         let client = standing.door.client.as_mut().unwrap();
         client.send(b"STARTTLS\r\n");
@@ -238,19 +247,54 @@ fn the_program_reaches_no_port_but_the_backends() {
 fn what_the_kernel_lacks_is_said_and_the_session_goes_on() {
     let why = |number| std::io::Error::from_raw_os_error(number).to_string();
     let (no_landlock, no_seccomp) = (format!("Landlock ({})", why(95)), format!("seccomp ({})", why(38)));
-    let (landlock, seccomp) = ("landlock_create_ruleset:error=EOPNOTSUPP", "seccomp:error=ENOSYS");
+    let (landlock, seccomp) = ("inject=landlock_create_ruleset:error=EOPNOTSUPP", "inject=seccomp:error=ENOSYS");
     for (injected, without) in [
-        (&[landlock][..], no_landlock.clone()),
+        (&[OLDER_LANDLOCK][..], WITHOUT_TCP.trim_start_matches("without ").to_owned()),
+        (&[landlock], no_landlock.clone()),
         (&[seccomp], no_seccomp.clone()),
         (&[landlock, seccomp], format!("{no_landlock} and {no_seccomp}")),
     ] {
         let mut words = vec!["-e".to_owned(), "trace=landlock_create_ruleset,seccomp".to_owned()];
-        words.extend(injected.iter().flat_map(|call| ["-e".to_owned(), format!("inject={call}")]));
+        words.extend(injected.iter().flat_map(|call| ["-e".to_owned(), call.to_string()]));
         let trace = Trace::of(&words.iter().map(String::as_str).collect::<Vec<_>>());
         let mut standing = Standing::at(At::Snoop, &Start { through: &trace.through(), ..Start::default() });
         let said = ended(&mut standing);
         let expected = format!("]: sandbox: without {without}\n");
         assert!(said.contains(&expected) && said.lines().count() == 2, "{said}");
+        assert!(trace.log().contains("(INJECTED"));
+    }
+}
+
+#[test]
+fn a_landlock_without_tcp_is_said_once_and_only_where_somebody_is_dialled() {
+    for (way, is_said) in [(Way::Tls, true), (Way::Keep, false)] {
+        let trace = Trace::of(&["-f", "-e", "trace=landlock_create_ruleset", "-e", OLDER_LANDLOCK]);
+        let (metrics, through) = (free_address().to_string(), trace.through());
+        let options = &["--workers", "3", "--metrics", &metrics];
+        let door = Door::open(&Start { options, through: &through, shape: Shape::Listener, ..Start::by(way) });
+        let said = door.said();
+        assert_eq!(said.contains(&format!("]: sandbox: {WITHOUT_TCP}\n")), is_said, "{said}");
+        assert_eq!(said.matches("sandbox:").count(), usize::from(is_said), "{said}");
+        drop(door);
+        assert_eq!(trace.log().matches("(INJECTED").count(), 5, "{}", trace.so_far());
+    }
+    let trace = Trace::of(&["-e", "trace=landlock_create_ruleset", "-e", OLDER_LANDLOCK]);
+    let mut session = Standing::at(At::Snoop, &Start { through: &trace.through(), ..Start::by(Way::Keep) });
+    let said = ended(&mut session);
+    assert!(!said.contains("sandbox:") && trace.log().contains("(INJECTED"), "no socket is to be had: {said}");
+}
+
+#[test]
+fn the_check_warns_of_a_landlock_without_tcp() {
+    for (host, verdict, words) in
+        [("127.0.0.1", "warning", WITHOUT_TCP), ("unix:/nonexistent", "ok", "what follows was tried inside it")]
+    {
+        let trace = Trace::of(&["-e", "trace=landlock_create_ruleset", "-e", OLDER_LANDLOCK]);
+        let through = trace.through();
+        let mut command = Command::new(through[0]);
+        command.args(&through[1..]).args([env!("CARGO_BIN_EXE_starttls-wrapper"), "--check", "--way", "plain", host]);
+        command.args(host.starts_with("127").then_some("1")).arg("/bin/true").env_clear().stderr(Stdio::null());
+        Table::of(&mut command).has(verdict, "sandbox", words);
         assert!(trace.log().contains("(INJECTED"));
     }
 }
