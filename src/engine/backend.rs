@@ -62,6 +62,8 @@ struct Clear {
     waiting: Outgoing,
     /// Its end has been read: as clean an end as there is without TLS.
     has_ended: bool,
+    /// It was reset while we wrote: the kernel says so once, and has an end for who reads then.
+    was_reset: bool,
     is_grown: bool,
 }
 
@@ -109,7 +111,7 @@ impl Backend {
     }
 
     fn clear(ends: Ends) -> Self {
-        let clear = Clear { ends, waiting: Outgoing::default(), has_ended: false, is_grown: false };
+        let clear = Clear { ends, waiting: Outgoing::default(), has_ended: false, was_reset: false, is_grown: false };
         Self::over(Link::Clear(clear))
     }
 
@@ -248,7 +250,7 @@ impl Backend {
     pub fn has_ended_cleanly(&self) -> bool {
         match &self.link {
             Link::Tls(_, leg) => leg.peer_closed(),
-            Link::Clear(clear) => clear.has_ended,
+            Link::Clear(clear) => clear.has_ended && !clear.was_reset,
         }
     }
 
@@ -401,12 +403,17 @@ impl Clear {
         let mut written = 0;
         let Some(end) = self.ends.output() else { return Ok(0) };
         while !self.waiting.waiting().is_empty() && end.writable {
-            match end.write(self.waiting.waiting())? {
-                Some(count) => {
+            match end.write(self.waiting.waiting()) {
+                Ok(Some(count)) => {
                     self.waiting.sent(count);
                     written += count;
                 }
-                None => break,
+                Ok(None) => break,
+                Err(error) => {
+                    // Behind an end of its own it would be EPIPE.
+                    self.was_reset = error.kind() == io::ErrorKind::ConnectionReset;
+                    return Err(error);
+                }
             }
         }
         Ok(written)
