@@ -145,7 +145,7 @@ fn readiness_is_told_when_the_first_probe_has_succeeded_and_not_before() {
     let holder = holder();
     let folder = tempfile::TempDir::new().unwrap();
     let place = folder.path().to_str().unwrap();
-    let prog = "echo >> \"$1/started\"; while ! [ -e \"$1/go\" ]; do sleep 0.01; done; printf '220 x\\r\\n'; \
+    let prog = "echo >> \"$1/started\"; while [ -e \"$1/started\" ] && ! [ -e \"$1/go\" ]; do sleep 0.01; done; printf '220 x\\r\\n'; \
                 while read line; do printf '250 x\\r\\n'; done";
     let prog = ["/bin/sh", "-c", prog, "server", place];
     let words = [&WORDS[..6], &["--way", "keep", "--self-signed", "mx.example"], &prog].concat();
