@@ -77,6 +77,7 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
     let mut supervisor = Supervisor::new(line);
     inherited::clean_up().map_err(fatal("prepare the inherited descriptors"))?;
     let (descriptors, before) = listener::raise_descriptors();
+    let most = most(listen, descriptors)?;
     let own = [&OWN_VARIABLES[..], &LISTENER_VARIABLES, &UCSPI_VARIABLES, &crate::variables::NAMES].concat();
     let (program, arguments) = (&config.program, &config.arguments);
     let order = Order { program, arguments, own: &own, ids: listen.ids, descriptors: before };
@@ -113,7 +114,7 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
     };
     let times = config.policy.timeouts;
     let learned = Arc::new(Shared::new().map_err(fatal("make a loop"))?);
-    let (house, renewal, needs) = house(config, listen, descriptors, plain, learned.clone(), peer, opener)?;
+    let (house, renewal, needs) = house(config, listen, most, plain, learned.clone(), peer, opener)?;
     let house = Arc::new(house);
     let prober = probed.filter(|_| listen.lazy).map(|server| Prober::begin(server, times, learned)).transpose();
     let prober = prober.map_err(|why| Fatal::System("learn what the server says", io::Error::other(why)))?;
@@ -230,7 +231,7 @@ fn open(listen: &Listen, left_for_us: Vec<OwnedFd>) -> Result<Vec<Vec<Listening>
 fn house(
     config: Config,
     listen: &Listen,
-    descriptors: u64,
+    most: usize,
     plain: Option<Target>,
     learned: Arc<Shared>,
     peer: Option<Peer>,
@@ -262,12 +263,6 @@ fn house(
     privileges::become_user(config.uid, config.gid)
         .and_then(|()| privileges::harden())
         .map_err(|error| Fatal::System("drop privileges", error))?;
-    let fitting = fitting(descriptors, listen.workers, listen.addresses.len() + listen.inherited.len())
-        .map_err(|least| format!("{descriptors} descriptors may be open, and {least} are needed"))
-        .map_err(|why| Fatal::System("serve", io::Error::other(why)))?;
-    if fitting < listen.most {
-        info!("at most {fitting} sessions, not {}: {descriptors} descriptors may be open", listen.most);
-    }
     let addresses = Addresses::new(listen.most_per_address, listen.rate_per_address);
     let house = House {
         brief,
@@ -281,10 +276,21 @@ fn house(
         learned,
         program: config.program.to_string_lossy().into_owned(),
         proxies: listen.proxies.clone(),
-        admission: Admission::new(listen.most.min(fitting), addresses),
+        admission: Admission::new(most, addresses),
         stage: Arc::new(AtomicU8::new(Stage::Serve as u8)),
     };
     Ok((house, renewal, needs))
+}
+
+/// How many sessions there may be at once, by what was asked for and by the descriptors that may be open.
+fn most(listen: &Listen, descriptors: u64) -> Result<usize, Fatal> {
+    let fitting = fitting(descriptors, listen.workers, listen.addresses.len() + listen.inherited.len())
+        .map_err(|least| format!("{descriptors} descriptors may be open, and {least} are needed"))
+        .map_err(|why| Fatal::System("serve", io::Error::other(why)))?;
+    if fitting < listen.most {
+        info!("at most {fitting} sessions, not {}: {descriptors} descriptors may be open", listen.most);
+    }
+    Ok(listen.most.min(fitting))
 }
 
 /// How many sessions so many descriptors are enough for, beside loops with so many sockets each.

@@ -62,8 +62,8 @@ struct Clear {
     waiting: Outgoing,
     /// Its end has been read: as clean an end as there is without TLS.
     has_ended: bool,
-    /// It was reset while we wrote: the kernel says so once, and has an end for who reads then.
-    was_reset: bool,
+    /// It broke as we wrote: the kernel says so once, and has an end for who reads then.
+    is_broken: bool,
     is_grown: bool,
 }
 
@@ -111,7 +111,7 @@ impl Backend {
     }
 
     fn clear(ends: Ends) -> Self {
-        let clear = Clear { ends, waiting: Outgoing::default(), has_ended: false, was_reset: false, is_grown: false };
+        let clear = Clear { ends, waiting: Outgoing::default(), has_ended: false, is_broken: false, is_grown: false };
         Self::over(Link::Clear(clear))
     }
 
@@ -250,7 +250,7 @@ impl Backend {
     pub fn has_ended_cleanly(&self) -> bool {
         match &self.link {
             Link::Tls(_, leg) => leg.peer_closed(),
-            Link::Clear(clear) => clear.has_ended && !clear.was_reset,
+            Link::Clear(clear) => clear.has_ended && !clear.is_broken,
         }
     }
 
@@ -411,7 +411,7 @@ impl Clear {
                 Ok(None) => break,
                 Err(error) => {
                     // Behind an end of its own it would be EPIPE.
-                    self.was_reset = error.kind() == io::ErrorKind::ConnectionReset;
+                    self.is_broken = error.kind() != io::ErrorKind::BrokenPipe;
                     return Err(error);
                 }
             }

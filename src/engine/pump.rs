@@ -28,11 +28,13 @@ pub(super) const BULK: usize = 32 * 1024;
 pub(super) struct Relay {
     pub(super) to_server: Pump,
     pub(super) to_client: Pump,
+    /// The server's connection broke as it was written to. The kernel says so once: whoever reads then finds an end.
+    pub(super) is_server_broken: bool,
 }
 
 impl Relay {
     pub(super) fn new(mode: RelayMode) -> Self {
-        Self { to_server: Pump::new(mode), to_client: Pump::new(mode) }
+        Self { to_server: Pump::new(mode), to_client: Pump::new(mode), is_server_broken: false }
     }
 }
 
@@ -47,6 +49,8 @@ pub(super) enum Run {
     Ended,
     /// The sink's reader is gone.
     SinkGone,
+    /// The sink is a connection, and broke.
+    SinkBroke,
     /// The source broke.
     SourceBroke,
     /// Neither is gone: the system could not do it.
@@ -127,7 +131,7 @@ impl Pump {
                 source.readable = true;
                 None
             }
-            Err(error) if is_gone(sink, &error) => Some(Run::SinkGone),
+            Err(error) if is_gone(sink, &error) => Some(gone(&error)),
             // splice doesn't say which of the two broke: it is the socket, a pipe only knows EPIPE.
             Err(error) if source.is_socket() && !is_systems(&error) => Some(Run::SourceBroke),
             Err(error) => Some(Run::Failed(error)),
@@ -151,10 +155,15 @@ impl Pump {
                 self.pending.start += count;
                 None
             }
-            Err(error) if is_gone(sink, &error) => Some(Run::SinkGone),
+            Err(error) if is_gone(sink, &error) => Some(gone(&error)),
             Err(error) => Some(Run::Failed(error)),
         }
     }
+}
+
+/// How, where [`is_gone`]: behind an end of the other side's own it is EPIPE.
+pub(super) fn gone(error: &io::Error) -> Run {
+    if error.kind() == io::ErrorKind::BrokenPipe { Run::SinkGone } else { Run::SinkBroke }
 }
 
 /// Whether a write that failed so says that nobody reads there any more. A pipe knows EPIPE alone; a connection breaks in many ways.

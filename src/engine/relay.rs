@@ -76,6 +76,10 @@ impl Conn {
                 }
                 // It reads no more; what it still says is passed on.
                 Run::SinkGone => end_input(&mut self.child_in),
+                Run::SinkBroke => {
+                    relay.is_server_broken = true;
+                    end_input(&mut self.child_in);
+                }
                 Run::SourceBroke => {
                     client.is_over = true;
                     self.session.handle_end(EndReason::Client(ClientEnd::BrokeOff), now);
@@ -90,7 +94,10 @@ impl Conn {
         if let Some(source) = self.child_out.as_mut().filter(|_| self.session.to_client.is_empty())
             && relay.to_client.is_awake
         {
-            let run = relay.to_client.run(source, client.ends.output());
+            let run = match relay.to_client.run(source, client.ends.output()) {
+                Run::Ended if relay.is_server_broken => Run::SourceBroke,
+                run => run,
+            };
             // By the way `raw` that HOST goes without a word is all that is ever seen of a header that it did not take, or of TLS that
             // it could not begin.
             let is_wordless = || {
@@ -123,7 +130,7 @@ impl Conn {
                     client.ends.output().shut_down();
                     self.session.handle_server_finished(now);
                 }
-                Run::SinkGone => {
+                Run::SinkGone | Run::SinkBroke => {
                     client.is_deaf = true;
                     self.session.handle_end(EndReason::Client(ClientEnd::BrokeOff), now);
                     again = true;

@@ -17,7 +17,7 @@ use rustix::pipe::PipeFlags;
 use crate::sys::end::End;
 use crate::sys::splice::{self, Spliced};
 
-use super::pump::{BULK, Run, is_systems};
+use super::pump::{BULK, Run, gone, is_systems};
 
 /// Empty pipes that a thread keeps: it drives one connection at a time, which has two directions.
 pub const SPARE_PIPES: usize = 4;
@@ -103,7 +103,8 @@ impl Through {
                 Some(Run::Wait)
             }
             // Of a pipe that is not empty and a socket: the socket takes nothing more.
-            Ok(Spliced::End | Spliced::Unsupported) | Err(_) => Some(Run::SinkGone),
+            Ok(Spliced::End | Spliced::Unsupported) => Some(Run::SinkGone),
+            Err(error) => Some(gone(&error)),
         }
     }
 

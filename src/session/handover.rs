@@ -11,7 +11,7 @@ use super::phase::{Cause, Phase};
 use super::policy::Replay;
 use super::replay::{Progress, Run};
 use super::snoop::Snooper;
-use super::{Note, Session};
+use super::{Note, Session, Way};
 
 impl Session {
     /// The backend's plaintext. Only in `Greeting`, `Replay` and `Gate`; elsewhere before the gate it is a failure.
@@ -51,7 +51,9 @@ impl Session {
             self.handle_handover_failed("the backend closed".to_owned(), now);
         } else if self.phase == Phase::Gate {
             let said_bye = self.dialogue.last_code().is_some_and(|c| c.is(b"221") || c.is(b"421"));
-            let reason = match (clean, said_bye) {
+            // In the clear what was said is whole, and nothing can be made to look like its end.
+            let is_whole = clean || matches!(self.policy.way, Way::Plain | Way::PlainLate);
+            let reason = match (is_whole, said_bye) {
                 (true, true) => EndReason::Over,
                 (true, false) => EndReason::Backend(BackendEnd::Gone),
                 (false, _) => EndReason::Backend(BackendEnd::Truncated),

@@ -145,6 +145,29 @@ fn a_reset_of_either_side_ends_the_session_and_is_told() {
     says(&door, "backend broke off");
 }
 
+/// Our write meets the reset first, and the read behind it finds an end.
+#[test]
+fn a_reset_of_a_host_that_takes_nothing_more_is_no_end() {
+    all_of(&["splice", "copy"], |relay| {
+        let Standing { mut door, .. } = untouched(&["--relay", relay]);
+        door.backend.wire().unwrap().send(b"TLS");
+        let client = door.client.as_mut().unwrap();
+        client.get(b"TLS").unwrap();
+        // All that is between them is full.
+        let mut refusals = 0;
+        while refusals < 10 {
+            if client.send_some(&[b'y'; 65_536]) == 0 {
+                refusals += 1;
+                std::thread::park_timeout(Duration::from_millis(20));
+            }
+        }
+        door.backend.take().reset();
+        let _ = client.rest();
+        assert_eq!(door.code(), 111, "{}", door.said());
+        says(&door, "end=\"backend broke off\"");
+    });
+}
+
 #[test]
 fn nothing_of_ours_is_ever_said_behind_the_220() {
     all_of(&["SIGTERM", "time-out"], |&how| {
