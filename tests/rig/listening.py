@@ -32,7 +32,7 @@ NOT_OURS |= {"futex", "rt_sigprocmask", "prlimit64"}
 LOST = r"(write\(\d+<anon_inode:\[eventfd\]>|(read|recvmsg|accept4)\(\d+<[^>]*(socket|TCP|UNIX|pipe).*EAGAIN).*INJECTED"
 # It was a client's own connection that broke.
 OF_A_CLIENT = r"\w+\((\d+<[^>]*>, NULL, )?\d+<TCP.*INJECTED"
-TOLD = r"(write\(\d+|splice\(.*, NULL, \d+)<%s.*INJECTED"
+TOLD = r"(write\(\d+|splice\(.*, NULL, \d+)<%s.*EPIPE.*INJECTED"
 ENDS = {0, 111}  # told to, or the system refused something
 GONE = 16.0  # a lost wake-up is made up for by the timers of a farewell
 
@@ -150,13 +150,13 @@ def run(ground, name, detail):
 
 
 def run_within(ground, name, through, stack_too_small):
-    """The verdict where a limit stays: who comes may be told so each time."""
+    """The verdict where a limit stays: who comes may be told so each time. For want of descriptors nobody is: there is room for one, or it does not start."""
     log = ground.stage.folder / "none.trace"
     log.touch()
-    return attempt(ground, log, name=name, through=through, stack_too_small=stack_too_small)
+    return attempt(ground, log, name=name, through=through, is_lasting=name != "nofile", stack_too_small=stack_too_small)
 
 
-def attempt(ground, log, traced=(), name="", through=(), stack_too_small=False):
+def attempt(ground, log, traced=(), name="", through=(), is_lasting=False, stack_too_small=False):
     listener = Listener(ground, traced, through=through)
     try:
         first = None
@@ -166,7 +166,7 @@ def attempt(ground, log, traced=(), name="", through=(), stack_too_small=False):
             if verdict in (None, "right") and number:
                 break
         ended = listener.has_ended()
-        expect(ended or verdict == "right" or through, f"{VISITS} clients later it still says {verdict}:", listener.said()[-300:])
+        expect(ended or verdict == "right" or is_lasting, f"{VISITS} clients later it still says {verdict}:", listener.said()[-300:])
         code = listener.process.returncode if ended else listener.end()
         if code > 128:  # strace's word for a signal
             code = 128 - code
@@ -204,9 +204,8 @@ def visit(ground, listener, log, by_tls):
     elif verdict == "cut":
         summary = session.SUMMARY % re.escape(one.name)
         # PROG, or HOST by the way `raw`, reads no more: its own end counts then. Behind the client's QUIT nothing but the end was left to say.
-        is_by_tcp = ground.way.is_daemons or ground.way.name == "listen-raw"
-        trace, sink = log.read_text(errors="replace"), "(pipe:.*EPIPE|TCP)" if is_by_tcp else "pipe:.*EPIPE"
-        goes_unsaid = re.search(TOLD % sink, trace) or one.phase == "farewell" and re.search(OF_A_CLIENT, trace)
+        is_by_tcp, trace = ground.way.is_daemons or ground.way.name == "listen-raw", log.read_text(errors="replace")
+        goes_unsaid = re.search(TOLD % ("(pipe|TCP)" if is_by_tcp else "pipe"), trace) or one.phase == "farewell" and re.search(OF_A_CLIENT, trace)
         is_told = lambda said: any(end != "over" for end in re.findall(summary, said)) or "can't accept" in said
         wait_for("a word why it has cut", lambda: goes_unsaid or listener.has_ended() or is_told(listener.said()), GONE)
     check_letters(mark.strip(), letter.replace(b"\r\n..", b"\r\n."), by_tls, verdict, accepted, ground.plain, ground.tls)

@@ -8,6 +8,7 @@
 #   stopped         stops itself before its greeting and is the server that the rest of the arguments name once it is continued
 #   stopped-behind-greeting   the same after its greeting; then it knows QUIT and nothing else
 #   stopped-at-reset          stops itself when it is told RSET
+#   lingering       is the server that the rest of the arguments name, and stays a while when that has ended
 #   fresh MODE                MODE where it is told of a client's TLS, else it knows these few commands
 mode=$1
 shift
@@ -19,6 +20,7 @@ say() { printf '%s\r\n' "$*"; }
 octets() { openssl enc -aes-128-ctr -K 00 -iv 00 -in /dev/zero 2>/dev/null | head -c "$1"; }
 [ "$mode" != made ] || { octets "$1" | openssl dgst -sha256 -r; exit; }
 case $mode in
+lingering) "$@"; exec sleep 0.2 ;;
 stopped)
   case ${TCPREMOTEIP-} in 192.0.2.25 | 198.51.100.25) ;; *) kill -STOP $$ ;; esac # not of a probe
   exec "$@"

@@ -285,7 +285,7 @@ class Session:
 def aborted(code, said, name, trace, heard, stack_too_small=False):
     """The verdict of a program that a signal of its own has ended: `start`, before its first statement, where `trace` shows that or nobody has heard
     of it; or `memory`. `name` is the call that failed, or the limit."""
-    if not trace and name in OF_MEMORY and not heard:
+    if not trace and name in OF_MEMORY and not heard and "starttls-wrapper[" not in said:
         return "start"
     injected, begun = (next((n for n, line in enumerate(trace) if mark in line), None) for mark in ("(INJECTED)", FIRST))
     if injected is not None and (begun is None or injected < begun):
