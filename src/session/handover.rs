@@ -51,11 +51,13 @@ impl Session {
             self.handle_handover_failed("the backend closed".to_owned(), now);
         } else if self.phase == Phase::Gate {
             let said_bye = self.dialogue.last_code().is_some_and(|c| c.is(b"221") || c.is(b"421"));
-            // In the clear what was said is whole, and nothing can be made to look like its end.
-            let is_whole = clean || matches!(self.policy.way, Way::Plain | Way::PlainLate);
-            let reason = match (is_whole, said_bye) {
+            let reason = match (clean, said_bye) {
                 (true, true) => EndReason::Over,
                 (true, false) => EndReason::Backend(BackendEnd::Gone),
+                // In the clear there is no close_notify that could be missing.
+                (false, _) if matches!(self.policy.way, Way::Plain | Way::PlainLate) => {
+                    EndReason::Backend(BackendEnd::BrokeOff)
+                }
                 (false, _) => EndReason::Backend(BackendEnd::Truncated),
             };
             self.finish(reason, now);
