@@ -77,7 +77,7 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
     let mut supervisor = Supervisor::new(line);
     inherited::clean_up().map_err(fatal("prepare the inherited descriptors"))?;
     let (descriptors, before) = listener::raise_descriptors();
-    let most = most(listen, descriptors)?;
+    let room = room(listen, descriptors)?;
     let own = [&OWN_VARIABLES[..], &LISTENER_VARIABLES, &UCSPI_VARIABLES, &crate::variables::NAMES].concat();
     let (program, arguments) = (&config.program, &config.arguments);
     let order = Order { program, arguments, own: &own, ids: listen.ids, descriptors: before };
@@ -114,6 +114,10 @@ pub fn serve(config: Config, listen: &Listen) -> Result<u8, Fatal> {
     };
     let times = config.policy.timeouts;
     let learned = Arc::new(Shared::new().map_err(fatal("make a loop"))?);
+    if room < listen.most {
+        info!("at most {room} sessions, not {}: {descriptors} descriptors may be open", listen.most);
+    }
+    let most = listen.most.min(room);
     let (house, renewal, needs) = house(config, listen, most, plain, learned.clone(), peer, opener)?;
     let house = Arc::new(house);
     let prober = probed.filter(|_| listen.lazy).map(|server| Prober::begin(server, times, learned)).transpose();
@@ -282,15 +286,11 @@ fn house(
     Ok((house, renewal, needs))
 }
 
-/// How many sessions there may be at once, by what was asked for and by the descriptors that may be open.
-fn most(listen: &Listen, descriptors: u64) -> Result<usize, Fatal> {
-    let fitting = fitting(descriptors, listen.workers, listen.addresses.len() + listen.inherited.len())
+/// For how many sessions there is room: for one at least.
+fn room(listen: &Listen, descriptors: u64) -> Result<usize, Fatal> {
+    fitting(descriptors, listen.workers, listen.addresses.len() + listen.inherited.len())
         .map_err(|least| format!("{descriptors} descriptors may be open, and {least} are needed"))
-        .map_err(|why| Fatal::System("serve", io::Error::other(why)))?;
-    if fitting < listen.most {
-        info!("at most {fitting} sessions, not {}: {descriptors} descriptors may be open", listen.most);
-    }
-    Ok(listen.most.min(fitting))
+        .map_err(|why| Fatal::System("serve", io::Error::other(why)))
 }
 
 /// How many sessions so many descriptors are enough for, beside loops with so many sockets each.
