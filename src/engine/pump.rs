@@ -168,10 +168,10 @@ pub(super) fn gone(error: &io::Error) -> Run {
 
 /// Whether a write that failed so says that nobody reads there any more. A pipe knows EPIPE alone; a connection breaks in many ways.
 pub(super) fn is_gone(sink: &End, error: &io::Error) -> bool {
-    sink.is_socket() || error.kind() == io::ErrorKind::BrokenPipe
+    !is_systems(error) && (sink.is_socket() || error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Whether neither end can be meant: there is no memory for the pipe.
+/// Whether neither end can be meant: there is no memory for it.
 pub(super) fn is_systems(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::OutOfMemory
 }

@@ -104,6 +104,7 @@ impl Through {
             }
             // Of a pipe that is not empty and a socket: the socket takes nothing more.
             Ok(Spliced::End | Spliced::Unsupported) => Some(Run::SinkGone),
+            Err(error) if is_systems(&error) => Some(Run::Failed(error)),
             Err(error) => Some(gone(&error)),
         }
     }

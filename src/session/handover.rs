@@ -11,7 +11,7 @@ use super::phase::{Cause, Phase};
 use super::policy::Replay;
 use super::replay::{Progress, Run};
 use super::snoop::Snooper;
-use super::{Note, Session, Way};
+use super::{Note, Session};
 
 impl Session {
     /// The backend's plaintext. Only in `Greeting`, `Replay` and `Gate`; elsewhere before the gate it is a failure.
@@ -55,9 +55,7 @@ impl Session {
                 (true, true) => EndReason::Over,
                 (true, false) => EndReason::Backend(BackendEnd::Gone),
                 // In the clear there is no close_notify that could be missing.
-                (false, _) if matches!(self.policy.way, Way::Plain | Way::PlainLate) => {
-                    EndReason::Backend(BackendEnd::BrokeOff)
-                }
+                (false, _) if self.policy.way.is_clear() => EndReason::Backend(BackendEnd::BrokeOff),
                 (false, _) => EndReason::Backend(BackendEnd::Truncated),
             };
             self.finish(reason, now);
