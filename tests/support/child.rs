@@ -3,14 +3,15 @@
 use std::fs::File;
 use std::io::{IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
-use crate::stream::{Stream, wait_readable, wait_until};
+use crate::stream::{Stream, wait_hangup, wait_readable, wait_until};
 use crate::wire::{PATIENCE, Wire, shown};
 
 /// Where cargo has put the puppet: beside the program.
@@ -119,12 +120,17 @@ impl Child {
         std::mem::take(&mut self.received)
     }
 
-    /// The child ends: its fds are closed and the puppet exits with `code`. What lay unread on fd 0 stays here.
+    /// The child ends: its fds are closed, the end of its output is there to be read, and the puppet exits with `code`. What
+    /// lay unread on fd 0 stays here.
     pub(crate) fn exit(&mut self, code: u8) {
         let unread = self.left_over();
         self.received = unread;
         self.ended = true;
+        let reader = self.stdout.as_ref().and_then(reader);
         (self.stdin, self.stdout) = (None, None);
+        // What another test forks holds our fds until its exec, so that closing them is not yet the end.
+        let has_ended = reader.is_none_or(|pipe| wait_hangup(&pipe, Instant::now() + PATIENCE));
+        assert!(has_ended, "somebody still holds the child's output");
         let _ = self.strings.write_all(&[code]);
     }
 
@@ -176,6 +182,12 @@ impl Child {
         self.ended = read == 0;
         Ok(())
     }
+}
+
+/// The other end of a pipe that we write to, anew. None: it is none.
+fn reader(pipe: &File) -> Option<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::open(format!("/proc/self/fd/{}", pipe.as_raw_fd()), flags, Mode::empty()).ok().map(File::from)
 }
 
 fn receive(strings: &UnixStream) -> Result<(Vec<OwnedFd>, Report), String> {

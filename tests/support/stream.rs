@@ -101,6 +101,11 @@ pub(crate) fn wait_readable(fd: impl AsFd, deadline: Instant) -> Result<(), Stri
     if wait(&mut [PollFd::new(&fd, PollFlags::IN)], deadline) { Ok(()) } else { Err("nothing came".to_owned()) }
 }
 
+/// Waits until nobody writes to this pipe any more, or `deadline`. False: the deadline.
+pub(crate) fn wait_hangup(pipe: impl AsFd, deadline: Instant) -> bool {
+    wait(&mut [PollFd::new(&pipe, PollFlags::empty())], deadline)
+}
+
 fn wait(fds: &mut [PollFd<'_>], deadline: Instant) -> bool {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
