@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use log::{debug, warn};
+use log::{info, warn};
 use mio::Poll;
 use rustix::process::Pid;
 use zeroize::Zeroizing;
@@ -82,7 +82,7 @@ pub fn serve(config: Config) -> Result<u8, Fatal> {
     }
     match needs {
         Some(needs) => needs::say(&sandbox::confine(&needs)),
-        None => debug!("{}", needs::OFF),
+        None => info!("{}", needs::OFF),
     }
     let code = engine::run(&mut conn.poll, &mut conn.conn);
     if let (Some(EndReason::Child(ChildEnd::Differs(_))), Some(path)) = (conn.conn.end(), greeting) {

@@ -171,7 +171,7 @@ pub(super) fn is_gone(sink: &End, error: &io::Error) -> bool {
     !is_systems(error) && (sink.is_socket() || error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Whether neither end can be meant: there is no memory for it.
+/// Whether neither end can be meant: there is no memory for it. (Of splice(2); to read and write no end has such an error.)
 pub(super) fn is_systems(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::OutOfMemory
 }

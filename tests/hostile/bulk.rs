@@ -187,6 +187,25 @@ fn a_splice_that_is_refused_in_the_midst_loses_nothing() {
     assert!(log.contains("EINVAL"));
 }
 
+/// The first is from the client to PROG, the second from PROG to the client.
+#[test]
+fn a_splice_without_memory_is_the_systems_failure_and_nobodys_end() {
+    for inject in ["inject=splice:error=ENOMEM:when=1+", "inject=splice:error=ENOMEM:when=2+"] {
+        let trace = Trace::of(&["-e", "trace=splice", "-e", inject]);
+        let through = &trace.through()[..];
+        let mut standing = Standing::at(At::Snoop, &Start { through, ..Start::default() });
+        let (client, child) = (standing.door.client.as_mut().unwrap(), &mut standing.child);
+        client.send(b"MAIL FROM:<a@client.example>\r\n");
+        child.get(b"MAIL FROM:<a@client.example>\r\n").unwrap();
+        child.send(b"250 2.1.0 Ok\r\n");
+        assert_eq!(client.rest().unwrap().0, b"");
+        child.exit(0);
+        assert_eq!(standing.door.code(), 111);
+        let said = standing.door.said();
+        assert!(said.contains("can't relay: ") && trace.log().contains("(INJECTED"), "{said}");
+    }
+}
+
 #[test]
 fn interrupted_system_calls_lose_nothing() {
     let inject = ["-e", "inject=splice,epoll_wait:error=EINTR:when=3+3", "-e", "inject=write:error=EINTR:when=2+2"];
