@@ -7,7 +7,6 @@ mod support;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::process::Signal;
@@ -36,7 +35,7 @@ fn starttls_works_through_every_shape_of_stream() {
         assert_eq!(client.get_end(), Ok(End::Clean));
         client.end();
         assert_eq!(door.code(), 0, "{}", door.said());
-        assert!(child.is_gone(Duration::from_secs(1)));
+        assert!(child.is_gone(PATIENCE));
     });
 }
 

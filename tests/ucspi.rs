@@ -18,6 +18,7 @@ use steps::{At, Standing};
 use stream::wait_until;
 use support::*;
 use trace::Trace;
+use wire::PATIENCE;
 
 /// Dialogues at once: most of their time is waiting.
 const AT_ONCE: usize = 8;
@@ -317,7 +318,7 @@ fn a_dismissed_child_is_reaped_at_once_and_an_idle_session_costs_nothing() {
     door.backend.wire().unwrap().get(b"EHLO client.example\r\n").unwrap();
     child.get(b"QUIT\r\n").unwrap();
     child.exit(0);
-    assert!(child.is_gone(Duration::from_secs(2)), "the child stays a zombie: {}", door.said());
+    assert!(child.is_gone(PATIENCE), "the child stays a zombie: {}", door.said());
     // Past the farewell's 5 seconds: a deadline that nobody looks after would spin.
     let before = door.processor_time();
     let is_busy = wait_until(Duration::from_secs(6), || door.processor_time() - before >= Duration::from_millis(100));

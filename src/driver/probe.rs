@@ -380,9 +380,9 @@ mod tests {
 
     #[test]
     fn a_daemon_is_found_at_the_second_of_its_addresses() {
-        let [nobody, daemon] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-        let found = [&nobody, &daemon].map(|listener| listener.local_addr().unwrap()).to_vec();
-        drop(nobody);
+        let daemon = TcpListener::bind("127.0.0.1:0").unwrap();
+        // No port can be listened at that has the number 0.
+        let found = vec!["127.0.0.1:0".parse().unwrap(), daemon.local_addr().unwrap()];
         let target = Target { place: Place::Found("two".to_owned(), found), source: None, loopback_only: false };
         let refuses = std::thread::spawn(move || daemon.accept().unwrap().0.write_all(b"554 here\r\n"));
         let heard = probe_daemon(&target, "p.invalid", Timeouts::default()).unwrap();

@@ -223,7 +223,7 @@ fn a_server_lost_while_the_client_shakes_hands_is_named_with_way_and_step_and_th
     let ways = Way::EVERY.into_iter().filter(has_server);
     let cases: Vec<_> = ways.flat_map(|way| [true, false].map(|shakes_hands| (way, shakes_hands))).collect();
     all_of(&cases, |&(way, shakes_hands)| {
-        let options = ["--handshake-timeout", if shakes_hands { "30" } else { "1" }];
+        let options = ["--handshake-timeout", if shakes_hands { "30" } else { "5" }];
         let mut standing = Standing::at(At::ClientHandshake, &Start { options: &options, ..Start::by(way) });
         let (door, child) = (&mut standing.door, &mut standing.child);
         match child_behind(way, door, child) {

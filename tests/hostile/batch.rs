@@ -93,10 +93,10 @@ fn pieces_are_asked_for_in_a_long_letter_only_and_taken_back_after_it() {
 
 /// A letter without an end, as fast as both can, and SIGTERM amid it; then nothing moves any more.
 fn end_amid_a_letter(door: &mut Door, mut client: Wire, mut there: Wire) {
-    let (soon, seed) = (Duration::from_secs(1), 5);
+    let seed = 5;
     std::thread::scope(|scope| {
-        scope.spawn(move || client.exchange(&mut Octets::new(seed, u64::MAX), &mut Octets::none(), soon));
-        scope.spawn(move || there.exchange(&mut Octets::none(), &mut Octets::new(seed, u64::MAX), soon));
+        scope.spawn(move || client.exchange(&mut Octets::new(seed, u64::MAX), &mut Octets::none(), PATIENCE));
+        scope.spawn(move || there.exchange(&mut Octets::none(), &mut Octets::new(seed, u64::MAX), PATIENCE));
         // Stopped while a piece is asked for: it finds both the signal and the letter when it goes on.
         let is_amid = wait_until(PATIENCE, || {
             door.kill(Signal::STOP);
@@ -132,7 +132,7 @@ fn does_not_spin(at: At, way: Way) {
     std::thread::park_timeout(Duration::from_secs(1));
     let spent = door.processor_time() - before;
     assert_eq!(low_water(&door), 1);
-    assert!(spent <= Duration::from_millis(20), "{spent:?} while a child does not end");
+    assert!(spent <= Duration::from_millis(100), "{spent:?} while a child does not end");
     child.exit(0);
     assert_eq!(door.code(), 0);
 }

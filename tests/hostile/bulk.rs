@@ -286,7 +286,7 @@ fn a_child_that_never_reads_stops_a_flooding_client_in_the_dialogue_and_in_the_r
         let busy = standing.door.processor_time();
         std::thread::park_timeout(Duration::from_secs(1));
         let spent = standing.door.processor_time() - busy;
-        assert!(spent <= Duration::from_millis(20), "{spent:?} while nothing moves");
+        assert!(spent <= Duration::from_millis(100), "{spent:?} while nothing moves");
         let (_, end) = standing.door.client.as_mut().unwrap().rest().unwrap();
         assert!(matches!(end, End::Clean | End::Reset), "{end:?}");
         assert_eq!(standing.close(), 99);
@@ -315,7 +315,7 @@ fn a_client_that_never_reads_stops_a_flooding_child_in_the_dialogue_and_in_the_r
         let busy = standing.door.processor_time();
         std::thread::park_timeout(Duration::from_secs(1));
         let spent = standing.door.processor_time() - busy;
-        assert!(spent <= Duration::from_millis(20), "{spent:?} while nothing moves");
+        assert!(spent <= Duration::from_millis(100), "{spent:?} while nothing moves");
         drop(there);
         let heard = standing.child.rest().unwrap();
         assert!(heard.is_empty() || heard == b"QUIT\r\n");
@@ -347,7 +347,7 @@ fn sides_of_the_tls_relay_that_never_read_stop_the_other_and_memory_stays_flat()
         let busy = door.processor_time();
         std::thread::park_timeout(Duration::from_secs(1));
         let spent = door.processor_time() - busy;
-        assert!(spent <= Duration::from_millis(20), "{spent:?} while nothing moves");
+        assert!(spent <= Duration::from_millis(100), "{spent:?} while nothing moves");
         if kept.take().is_some() {
             // Its exit would end the session before the timer does.
             let _ = door.client.as_mut().unwrap().rest();
@@ -460,7 +460,7 @@ fn an_urgent_octet_wedges_no_relay() {
         let before = door.processor_time();
         std::thread::park_timeout(Duration::from_secs(1));
         let spent = door.processor_time() - before;
-        assert!(spent <= Duration::from_millis(20), "{spent:?} with an urgent mark and nothing to do");
+        assert!(spent <= Duration::from_millis(100), "{spent:?} with an urgent mark and nothing to do");
     });
 }
 

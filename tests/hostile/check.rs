@@ -338,7 +338,10 @@ fn a_host_that_is_not_there_or_not_believed_is_named() {
         table.has("untried", "HOST: open relay", "HOST can't be spoken to");
         table
     };
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    // Bound, and nobody listens.
+    let silent = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&silent, &std::net::SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let nobody = std::net::SocketAddr::try_from(rustix::net::getsockname(&silent).unwrap()).unwrap().port();
     run(&[], at(nobody)).has("problem", "HOST is reached", &format!("127.0.0.1:{nobody}: Connection refused"));
     let in_clear = Server::new(None, but(&[]));
     run(&[], at(in_clear.port)).has("problem", "HOST's TLS", "the peer does not speak TLS");
@@ -521,7 +524,8 @@ fn a_header_says_that_the_check_is_an_outside_client() {
 #[test]
 fn who_never_comes_to_an_end_is_late_all_the_same() {
     let files = Files::of(Certificate::new());
-    let prog = ["/bin/sh", "-c", "while printf 220-; do :; done"].map(str::to_owned);
+    let words = format!("while printf {}; do :; done", "220-".repeat(1000));
+    let prog = ["/bin/sh", "-c", &words].map(str::to_owned);
     let table =
         check(&files.cert(), &files.key(), &[&["--way", "respawn"], &SOON[..2], &SOON[6..]].concat(), &[], &prog);
     table.has("problem", "PROG greets", "a reply of over 65536 octets");

@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 use std::thread;
 
@@ -325,6 +325,8 @@ fn a_daemon_that_is_gone_is_421_for_who_needs_it() {
     let mut door = plain(&format!("unix:{}", path.display()), "--lazy");
     assert!(wait_until(PATIENCE, || door.said().contains(CERTAIN)), "{}", door.said());
     server.join().unwrap();
+    // Another test's fork may hold the listener until its exec.
+    assert!(wait_until(PATIENCE, || UnixStream::connect(&path).is_err()));
     let client = door.client.as_mut().unwrap();
     client.send(b"NOOP\r\nMAIL FROM:<>\r\n");
     client.get(b"220 daemon\r\n250 daemon\r\n421 4.3.0 Mail server not available\r\n").unwrap();

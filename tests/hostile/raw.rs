@@ -114,7 +114,7 @@ fn an_urgent_octet_wedges_nothing_and_hides_nothing_that_follows_it() {
         let before = door.processor_time();
         std::thread::park_timeout(Duration::from_secs(1));
         let spent = door.processor_time() - before;
-        assert!(spent <= Duration::from_millis(20), "{spent:?} with an urgent mark and nothing to do");
+        assert!(spent <= Duration::from_millis(100), "{spent:?} with an urgent mark and nothing to do");
     });
 }
 

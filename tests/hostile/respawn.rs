@@ -2,7 +2,6 @@
 //! nothing of either is left.
 
 use std::fs;
-use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use starttls_wrapper::session::Way;
@@ -218,7 +217,7 @@ fn a_fresh_child_that_stays_is_ended_like_any_other() {
     assert_eq!(fresh.rest().unwrap(), b"");
     assert_eq!(standing.door.code(), 99, "{}", standing.door.said());
     let fresh = standing.door.fresh.as_ref().unwrap();
-    assert!(fresh.is_gone(Duration::from_secs(2)));
+    assert!(fresh.is_gone(PATIENCE));
 }
 
 /// Response injection by the second greeting: nothing of it comes through.

@@ -1,5 +1,5 @@
-//! Somebody says nothing more: each timer fires within a second of its setting, with its words, and the waiting costs no
-//! processor time.
+//! Somebody says nothing more: each timer fires not before its setting and soon behind it, with its words, and the waiting costs
+//! no processor time.
 
 use std::time::{Duration, Instant};
 
@@ -10,13 +10,15 @@ use crate::steps::{At, Standing, all_of};
 use crate::stream::wait_until;
 use crate::wire::{End, PATIENCE};
 
-/// What every timer of these tests is set to, and the soonest and the latest moment that it may fire.
-const SECOND: &str = "1";
-const SOONEST: Duration = Duration::from_millis(950);
-const LATEST: Duration = Duration::from_secs(2);
+/// What every timer of these tests is set to, and the soonest and the latest moment that it may fire: all others are set to ten
+/// seconds and more.
+const SECONDS: &str = "2";
+const SOONEST: Duration = Duration::from_millis(1950);
+const LATEST: Duration = Duration::from_secs(6);
 
-/// What a session may use of a processor while it waits: one tick of the kernel's clock may always be counted.
-const NOTHING: Duration = Duration::from_millis(20);
+/// What a session may use of a processor while it waits: a tick of the kernel's clock may always be counted, in and outside the
+/// kernel, and another for what was not done yet. A loop that spins uses all there is.
+const NOTHING: Duration = Duration::from_millis(50);
 
 /// The timer of a phase.
 fn option(at: At) -> &'static str {
@@ -37,7 +39,7 @@ fn a_stall_in_every_phase_ends_by_its_own_timer_and_costs_nothing() {
     for cases in Way::EVERY.map(At::of) {
         all_of(&cases, |&(way, at)| {
             let begun = Instant::now();
-            let mut standing = Standing::at(at, &Start { options: &[option(at), SECOND], ..Start::by(way) });
+            let mut standing = Standing::at(at, &Start { options: &[option(at), SECONDS], ..Start::by(way) });
             let before = standing.door.processor_time();
             let client = standing.door.client.as_mut().unwrap();
             if at.is_handover(way) {
@@ -105,7 +107,7 @@ fn an_idle_session_costs_nothing_in_any_phase() {
 
 #[test]
 fn an_octet_now_and_then_does_not_outlive_snoop_total() {
-    let mut standing = Standing::at(At::Snoop, &Start { options: &["--snoop-total", SECOND], ..Start::default() });
+    let mut standing = Standing::at(At::Snoop, &Start { options: &["--snoop-total", SECONDS], ..Start::default() });
     let client = standing.door.client.as_mut().unwrap();
     let started = Instant::now();
     while started.elapsed() < LATEST && client.is_open() {
@@ -119,7 +121,7 @@ fn an_octet_now_and_then_does_not_outlive_snoop_total() {
 
 #[test]
 fn an_octet_now_and_then_is_no_command_for_snoop_timeout() {
-    let mut standing = Standing::at(At::Snoop, &Start { options: &["--snoop-timeout", SECOND], ..Start::default() });
+    let mut standing = Standing::at(At::Snoop, &Start { options: &["--snoop-timeout", SECONDS], ..Start::default() });
     let client = standing.door.client.as_mut().unwrap();
     let started = Instant::now();
     while started.elapsed() < LATEST && client.is_open() {
@@ -135,7 +137,7 @@ fn an_octet_now_and_then_is_no_command_for_snoop_timeout() {
 fn an_endless_line_at_full_speed_does_not_outlive_snoop_total() {
     let floods = [vec![b'x'; 65536], b"XCLIENT a\r\n".repeat(6000), b"NOOP\0\r\n".repeat(9000)];
     all_of(&floods, |octets| {
-        let options = ["--snoop-total", SECOND];
+        let options = ["--snoop-total", SECONDS];
         let mut standing = Standing::at(At::Snoop, &Start { options: &options, ..Start::default() });
         let client = standing.door.client.as_mut().unwrap();
         let started = Instant::now();
@@ -152,7 +154,7 @@ fn an_endless_line_at_full_speed_does_not_outlive_snoop_total() {
 
 #[test]
 fn a_hello_in_drops_does_not_outlive_the_handshakes_timer() {
-    let options = ["--handshake-timeout", SECOND];
+    let options = ["--handshake-timeout", SECONDS];
     let mut standing = Standing::at(At::ClientHandshake, &Start { options: &options, ..Start::default() });
     let client = standing.door.client.as_mut().unwrap();
     // A record of 512 octets is announced: a ClientHello that never becomes whole.
@@ -171,7 +173,7 @@ fn a_backend_in_drops_does_not_outlive_its_timers() {
     let drops: [(At, &[u8]); 3] =
         [(At::BackendHandshake, b"\x16\x03\x03\x40\x00\x02"), (At::Greeting, b"220-a\r\n"), (At::Replay, b"250-a\r\n")];
     all_of(&drops, |&(at, octets)| {
-        let mut standing = Standing::at(at, &Start { options: &[option(at), SECOND], ..Start::default() });
+        let mut standing = Standing::at(at, &Start { options: &[option(at), SECONDS], ..Start::default() });
         let started = Instant::now();
         let client = standing.door.client.as_mut().unwrap();
         for octet in octets.iter().cycle() {
@@ -192,8 +194,9 @@ fn a_child_that_stays_is_terminated_and_then_killed_by_the_farewells_timer() {
     let modes = ["plain", "ignore-term"];
     let cases = modes.iter().flat_map(|mode| [(At::Snoop, mode), (At::RelayPlain, mode)]).collect::<Vec<_>>();
     all_of(&cases, |&(at, &mode)| {
-        let options = ["--farewell-timeout", SECOND];
+        let options = ["--farewell-timeout", "4"];
         let mut standing = Standing::at(at, &Start { options: &options, mode, ..Start::default() });
+        let started = Instant::now();
         drop(standing.door.client.take());
         let _ = standing.child.rest();
         if at == At::RelayPlain {
@@ -204,11 +207,9 @@ fn a_child_that_stays_is_terminated_and_then_killed_by_the_farewells_timer() {
         } else {
             standing.child.close_stdout();
         }
-        let started = Instant::now();
-        assert!(wait_until(PATIENCE, || standing.child.is_gone(Duration::ZERO)));
-        let (took, seconds) = (started.elapsed(), if mode == "plain" { 1 } else { 2 });
-        let range = Duration::from_secs(seconds).saturating_sub(Duration::from_millis(100));
-        assert!(took >= range && took < range + Duration::from_secs(1), "{mode}: {took:?}");
+        assert!(wait_until(2 * PATIENCE, || standing.child.is_gone(Duration::ZERO)));
+        let (took, soonest) = (started.elapsed(), Duration::from_secs(if mode == "plain" { 4 } else { 8 }));
+        assert!(took >= soonest && took < soonest + Duration::from_secs(4), "{mode}: {took:?}");
         assert_eq!(standing.door.code(), 1);
     });
 }

@@ -26,7 +26,9 @@ fn listen(stage: &Stage, identity: &Identity, home: &QmailHome, server: SocketAd
     let options = ["-v", "--listen", &at.to_string()];
     let mut command = stage.command(wrapper(identity, &options, server, &["mailfront", "smtp", "qmail", "accept"]));
     drops(command.env("QMAILHOME", home.folder()));
-    stage.start_until("front", &mut command, "listen", || stage.log("front").contains("listening on "));
+    stage.start_until("front", &mut command, "listen", || {
+        stage.log("front").contains("is started when a client needs it")
+    });
 }
 
 fn drops(command: &mut Command) {

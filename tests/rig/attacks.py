@@ -3,7 +3,7 @@ by what was delivered; this program also by how it refuses, and by what PROG hea
 Broken for what must not be.
 
     attacks.py [RUNS [WAY...]]   against the program in each of its ways, or in these, RUNS times the command injection and ten times as often
-                         its race (default 1000; a tenth under the UCSPI-TLS server, each of whose sessions is an interpreter of Python as
+                         its race before the 220 (default 1000; a tenth under the UCSPI-TLS server, each of whose sessions is an interpreter of Python as
                          well, unless its ways are named); then against leaky.py, where every attack must find its hole
 
 The method and verdicts of the command injection are those of the command-injection-tester of the USENIX Security 2021 study
@@ -19,6 +19,7 @@ import random
 import re
 import socket
 import ssl
+import statistics
 import sys
 import time
 
@@ -28,7 +29,9 @@ from stage import Broken, Stage, descriptors, described, expect, limit, many_fil
 from ways import LISTENERS, WAYS
 
 QUIET = 0.25  # how long a server is listened to that should say nothing
+TESTERS_QUIET = 10.0  # the same by the tester, which looks five times for two seconds; none of ours says nothing where it looks
 WORKERS = 8
+MOST_ROUNDS = 5  # of the race, until enough of it came before the 220
 
 
 def run_many(runs, once):
@@ -41,9 +44,9 @@ def told(counted):
     return ", ".join(f"{count} {what}" for what, count in counted.most_common())
 
 
-def verdict_inside_tls(client):
+def verdict_inside_tls(client, quiet):
     """The tester's: nothing may be said inside TLS before we speak, and what we say is answered as what it is."""
-    said = client.more(QUIET)
+    said = client.more(quiet)
     if said == b"":
         return "TLS ended behind its handshake"
     expect(not said, "Command injection here!" if b"250" in (said or b"") else "Probable command injection:", said)
@@ -52,6 +55,10 @@ def verdict_inside_tls(client):
     expect(said, "Server unresponsive: possible command injection")
     expect(b"250" not in said, "Possible command injection:", said)
     return "started TLS without the bytes"
+
+
+def quiet_of(server):
+    return QUIET if server.is_ours else TESTERS_QUIET
 
 
 def command_injection(server, runs):
@@ -77,7 +84,7 @@ def command_injection(server, runs):
                 client.secure()
             except (ssl.SSLError, OSError):
                 return "TLS handshake failed"
-            return verdict_inside_tls(client)
+            return verdict_inside_tls(client, quiet_of(server))
 
     found = run_many(runs, once)
     expect(not server.is_ours or set(found) == {"refused with 421"}, "not all were refused as an attack:", told(found))
@@ -95,8 +102,21 @@ def refused(client, server, reply):
 
 
 def injection_race(server, runs):
-    """The same in a segment of its own, at any moment between STARTTLS and its reply."""
+    """The same in a segment of its own, at any moment between STARTTLS and its reply: so often before that, and as it comes behind it."""
     target = server.front()
+    target.clear()
+
+    def measured(_):
+        with Client(target) as client:
+            client.greeting()
+            client.ask(b"EHLO c", b"250")
+            client.send(b"STARTTLS\r\n")
+            started = time.perf_counter()
+            client.reply()
+            return time.perf_counter() - started
+
+    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+        takes = statistics.median(pool.map(measured, range(10 * WORKERS)))
     injected = [b"EHLO commandinjectiontester\r\n", b"MAIL FROM:<injected@evil.example>\r\n", b"\n", b"RSET\r\n"]
 
     def once(number):
@@ -104,7 +124,7 @@ def injection_race(server, runs):
             client.greeting()
             client.ask(b"EHLO c", b"250")
             client.send(b"STARTTLS\r\n")
-            until = time.perf_counter() + random.random() * 0.004  # the hand-over takes a few milliseconds
+            until = time.perf_counter() + random.random() ** 2 * 1.2 * takes  # most come before the 220, and some behind it
             while time.perf_counter() < until:
                 pass
             client.send(injected[number % len(injected)])
@@ -122,16 +142,20 @@ def injection_race(server, runs):
                 return "TLS handshake never ended"
             except OSError:
                 return "TLS handshake failed"
-            return verdict_inside_tls(client)
+            return verdict_inside_tls(client, quiet_of(server))
 
     found = run_many(10 * runs, once)
+    for _ in range(MOST_ROUNDS - 1):
+        if not server.is_ours or found["refused with 421"] >= 10 * runs:
+            break
+        found += run_many(10 * runs, once)
     # Octets that were thrown away in silence, before or behind the 220, would let TLS start.
     in_order = {"refused with 421", "TLS handshake failed"}
     expect(not server.is_ours or set(found) <= in_order, "neither refused nor ended by TLS:", told(found))
-    if server.is_ours and runs >= 100:
-        # Octets that always came too early, or always too late, would have raced with nothing.
-        rare = 10 * runs // 200
-        expect(found["refused with 421"] > rare and found["TLS handshake failed"] > rare, "no race:", told(found))
+    if server.is_ours:
+        # Octets that always came too early, or too late, would have raced with nothing.
+        expect(found["refused with 421"] >= 10 * runs, "too few came before the 220:", told(found))
+        expect(found["TLS handshake failed"] >= found.total() // 50, "none came right behind the 220:", told(found))
     return told(found)
 
 
@@ -373,7 +397,7 @@ STALLS = {
     "silent in the text, in clear": lambda client: (client.greeting(), in_data(client)),
     "silent in the text, inside TLS": lambda client: (client.starttls(), in_data(client)),
 }
-SOON = 4.0  # timers are set to 2 s
+SOON = 8.0  # timers are set to 2 s, of which several may follow each other
 
 
 def honest_letter(target):
@@ -385,7 +409,7 @@ def honest_letter(target):
         deliver(honest, b"Subject: honest\r\n\r\n")
         honest.ask(b"QUIT", b"221")
     took = time.monotonic() - started
-    expect(took < 5, f"an honest client waited {took:.1f} s")
+    expect(took < 15, f"an honest client waited {took:.1f} s")
     return took
 
 

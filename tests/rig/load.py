@@ -150,8 +150,8 @@ async def deliver_all(port, count, context, folders):
 class Listener:
     def __init__(self, folder, plain, host):
         self.log = pathlib.Path(folder, "log")
-        self.port = 10_000 + os.getpid() % 20_000
-        self.metrics = f"127.0.0.1:{self.port + 20_000}"
+        self.port = 10_000 + os.getpid() % 10_000  # below those that the system gives away
+        self.metrics = f"127.0.0.1:{self.port + 10_000}"
         command = [os.environ["PROGRAM"], "--listen", f"127.0.0.1:{self.port}", "--workers", "2", "--max-sessions", "12000", "--cert", f"{folder}/cert.pem",
                    "--key", f"{folder}/key.pem", "--trusted-loopback", "--metrics", self.metrics, "--plain", f"127.0.0.1:{plain}", "127.0.0.1", str(host)]
         with open(self.log, "w") as log:

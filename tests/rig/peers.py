@@ -148,7 +148,6 @@ def main():
     limit(900)
     many_files()
     verdicts, notes = {}, []
-    attacks.SOON = 8.0  # several timers may follow each other, and nobody is to be wronged by a busy machine
     with Stage() as stage:
         stage.certificate()
         for kind in SERVERS:

@@ -126,7 +126,7 @@ impl Child {
         let unread = self.left_over();
         self.received = unread;
         self.ended = true;
-        let reader = self.stdout.as_ref().and_then(reader);
+        let reader = self.stdout.as_ref().and_then(|stdout| other_end(stdout, OFlags::RDONLY));
         (self.stdin, self.stdout) = (None, None);
         // What another test forks holds our fds until its exec, so that closing them is not yet the end.
         let has_ended = reader.is_none_or(|pipe| wait_hangup(&pipe, Instant::now() + PATIENCE));
@@ -155,9 +155,12 @@ impl Child {
         Ok(std::mem::take(&mut self.received))
     }
 
-    /// Closes what was its fd 0, and lives on.
+    /// Closes what was its fd 0, so that whoever writes there has EPIPE, and lives on.
     pub(crate) fn close_stdin(&mut self) {
+        let writer = self.stdin.as_ref().and_then(|stdin| other_end(stdin, OFlags::WRONLY));
         self.stdin = None;
+        let is_closed = writer.is_none_or(|pipe| wait_hangup(&pipe, Instant::now() + PATIENCE));
+        assert!(is_closed, "somebody still holds the child's input");
     }
 
     /// Closes what was its fd 1, and lives on.
@@ -184,9 +187,9 @@ impl Child {
     }
 }
 
-/// The other end of a pipe that we write to, anew. None: it is none.
-fn reader(pipe: &File) -> Option<File> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+/// The other end of a pipe, anew, to read or write. None: it is none.
+fn other_end(pipe: &File, which: OFlags) -> Option<File> {
+    let flags = which | OFlags::NONBLOCK | OFlags::CLOEXEC;
     rustix::fs::open(format!("/proc/self/fd/{}", pipe.as_raw_fd()), flags, Mode::empty()).ok().map(File::from)
 }
 

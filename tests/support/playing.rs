@@ -1,7 +1,5 @@
 //! A dialogue played against the program, step by step, and what must be true at its end.
 
-use std::time::Duration;
-
 use starttls_wrapper::session::Way;
 
 use crate::child::Child;
@@ -178,7 +176,7 @@ pub(crate) fn finish(
         return Err(at(format!("{status}, not {code:?}")));
     }
     for child in [child.as_deref(), door.fresh.as_ref()].into_iter().flatten() {
-        if !child.is_gone(Duration::from_secs(1)) {
+        if !child.is_gone(PATIENCE) {
             return Err(at(format!("the child {} is still there", child.report.pid)));
         }
     }

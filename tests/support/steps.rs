@@ -1,6 +1,9 @@
 //! The steps of an ordinary session, and every phase that a session can be brought to and left in.
 
 use std::net::{SocketAddr, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use starttls_wrapper::session::Way;
@@ -313,7 +316,7 @@ impl Standing {
     /// The child is not even a zombie.
     pub(crate) fn must_be_gone(&self) {
         for child in [Some(&self.child), self.door.fresh.as_ref()].into_iter().flatten() {
-            let gone = child.is_gone(Duration::from_secs(2));
+            let gone = child.is_gone(PATIENCE);
             assert!(gone, "the child {} is still there; stderr: {}", child.report.pid, self.door.said());
         }
     }
@@ -348,15 +351,21 @@ pub(crate) fn ask_child(door: &mut Door, child: &mut Child, command: &str, reply
     client.get(reply.as_bytes())
 }
 
+/// How many cases [`all_of`] has at once: each is some processes.
+const AT_ONCE: usize = 24;
+
 /// Many cases at once, since most of their time is waiting; each failure is told with its case.
 pub(crate) fn all_of<T: std::fmt::Debug + Sync>(cases: &[T], case: impl Fn(&T) + Sync) {
-    let failed: Vec<String> = std::thread::scope(|scope| {
-        let runs: Vec<_> = cases.iter().map(|one| (one, scope.spawn(|| case(one)))).collect();
-        let joined = runs.into_iter().map(|(one, run)| (one, run.join()));
-        joined
-            .filter_map(|(one, run)| run.err().map(|why| format!("{:.200}: {}", format!("{one:?}"), words(&*why))))
-            .collect()
-    });
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        while let Some(one) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(why) = catch_unwind(AssertUnwindSafe(|| case(one))) {
+                failed.lock().unwrap().push(format!("{:.200}: {}", format!("{one:?}"), words(&*why)));
+            }
+        }
+    };
+    std::thread::scope(|scope| (0..AT_ONCE.min(cases.len())).for_each(|_| drop(scope.spawn(work))));
+    let failed = failed.into_inner().unwrap();
     assert!(failed.is_empty(), "{} of {} cases failed:\n{}", failed.len(), cases.len(), failed.join("\n"));
 }
 

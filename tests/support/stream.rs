@@ -101,7 +101,7 @@ pub(crate) fn wait_readable(fd: impl AsFd, deadline: Instant) -> Result<(), Stri
     if wait(&mut [PollFd::new(&fd, PollFlags::IN)], deadline) { Ok(()) } else { Err("nothing came".to_owned()) }
 }
 
-/// Waits until nobody writes to this pipe any more, or `deadline`. False: the deadline.
+/// Waits until nobody has the other end of this pipe any more, or `deadline`. False: the deadline.
 pub(crate) fn wait_hangup(pipe: impl AsFd, deadline: Instant) -> bool {
     wait(&mut [PollFd::new(&pipe, PollFlags::empty())], deadline)
 }

@@ -179,9 +179,9 @@ impl Wire {
         }
     }
 
-    /// Resets the connection.
+    /// Resets the connection, at once: a close with SO_LINGER would wait for the fork of another test that holds the socket.
     pub(crate) fn reset(self) {
-        let _ = rustix::net::sockopt::set_socket_linger(self.socket.input(), Some(Duration::ZERO));
+        rustix::net::connect_unspec(self.socket.input()).unwrap();
     }
 
     /// A PROXY header of version 2, and not an octet of what follows it.
