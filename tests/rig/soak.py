@@ -224,8 +224,9 @@ def sessions(stage, seconds, listens):
     expect(janitor.found == accepted and not janitor.bad, "letters lost, doubled or damaged")
     expect(set(codes) <= {0, 1 << 8, 98 << 8}, "exit codes", codes)
     expect(not zombies and not strays, "processes left")
-    # Of a listener's descriptors each session has its own, as long as it lasts.
-    most = before + WORKERS * EACH if listens else before + 1
+    # Of a listener's descriptors each session has its own, as long as it lasts: also that of a client which has broken off, until PROG or HOST
+    # has ended too, so that there may be twice as many as clients.
+    most = before + 2 * WORKERS * EACH if listens else before + 1
     flat = LOOPS if listens else FLAT
     expect(max(fds for fds, _ in samples) <= most and descriptors(process) <= before + (not listens) and grown < flat, "not flat")
     said = [line for line in stage.log(front).splitlines() if re.search("bug|panicked|not what was learned|spawner", line)]
