@@ -44,8 +44,7 @@ MOST = 20
 # Who is interrupted here tries again, and nobody notices. (A connect that is interrupted goes on by itself, but not where strace did not make it.)
 INTERRUPTIBLE = {"read", "write", "splice", "epoll_wait", "epoll_pwait", "poll", "recvmsg", "sendmsg", "recvfrom", "sendto"}
 NOT_OURS = {"execve", "close", "getrandom", "geteuid", "exit_group", "exit", "arch_prctl", "set_tid_address", "rt_sigreturn", "+++", "---"}
-TO_CLIENT = re.compile(
-    r"[\d ]*((readv?|writev?|recv\w+|send\w+|shutdown|fcntl|ioctl|epoll_ctl|get\w+name|[gs]etsockopt|dup\w*|fstat|newfstatat|statx)\([01]\b|splice\(\d+, NULL, [01]\b)")
+TO_CLIENT = re.compile(r"[\d ]*((readv?|writev?|recv\w+|send\w+|shutdown)\([01]\b|splice\(\d+, NULL, [01]\b)")
 TO_PROG = r"[\d ]*(write\((?![012]\b)|splice\(\d+, NULL, (?![01]\b))"
 READ = re.compile(r"[\d ]*read\(")
 WORKERS = 3

@@ -48,7 +48,7 @@ class Visit(Session):
         self.phase = "snoop"
         self.buffer, self.raw, self.tls = b"", b"", None
         self.over = self.parted = False
-        self.heard, self.greets, self.mark = 0, True, b""
+        self.heard, self.greets, self.mark, self.codes = 0, True, b"", []
         self.name = ":".join(map(str, self.client.getsockname()))
 
 

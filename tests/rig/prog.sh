@@ -8,6 +8,7 @@
 #   stopped         stops itself before its greeting and is the server that the rest of the arguments name once it is continued
 #   stopped-behind-greeting   the same after its greeting; then it knows QUIT and nothing else
 #   stopped-at-reset          stops itself when it is told RSET
+#   staying         ends its output behind its reply to QUIT, and stays a minute
 #   lingering       is the server that the rest of the arguments name, and stays a while when that has ended
 #   fresh MODE                MODE where it is told of a client's TLS, else it knows these few commands
 mode=$1
@@ -46,7 +47,10 @@ while read -r verb rest; do
     say 250 "$who"
     [ "$mode" != sending ] || { octets "$1"; exit; }
     [ "$mode" != hashing ] || { say 250 "$(head -c "$1" | openssl dgst -sha256 -r)"; exit; } ;;
-  [Qq][Uu][Ii][Tt]*) say 221 bye; exit ;;
+  [Qq][Uu][Ii][Tt]*)
+    say 221 bye
+    [ "$mode" != staying ] || exec sleep 60 >&-
+    exit ;;
   *) say 502 no ;;
   esac
 done

@@ -72,6 +72,8 @@ class Session:
         self.parted = False  # by a close_notify
         self.heard = 0  # octets of the program's or PROG's
         self.mark = b""  # of a letter that it has begun
+        self.codes = []  # of the replies that it has heard
+        self.asked = 0.0  # when it said QUIT, where that counts
 
     # ---- the client
 
@@ -145,6 +147,7 @@ class Session:
             self.receive()
         reply, self.buffer = whole[0], self.buffer[whole.end():]
         code = whole[2].decode()
+        self.codes.append(code)
         if code in codes:
             return code
         if code[0] == "4":

@@ -11,11 +11,12 @@ import itertools
 import os
 import pathlib
 import signal
+import socket
 import threading
 import time
 
 from servers import RIG
-from session import BUSY, Cut, Refused, Session, found_in
+from session import BUSY, TIMERS, Cut, Refused, Session, found_in
 from stage import MAILFRONT, Broken, below, children_of, described, expect, wait_for
 
 SIGNALS = {"KILL": signal.SIGKILL, "TERM": signal.SIGTERM, "STOP": signal.SIGSTOP}
@@ -28,6 +29,8 @@ STOPPED_LATER = [RIG_PROG, "stopped-behind-greeting"]
 STOPPED_AT_RESET = [RIG_PROG, "stopped-at-reset"]
 FRESH_STOPPED = [RIG_PROG, "fresh", "stopped", *MAILFRONT]
 FRESH_STOPPED_LATER = [RIG_PROG, "fresh", "stopped-behind-greeting"]
+STAYING = [RIG_PROG, "staying"]
+FULL = ["nobody"]  # no PROG: a backend that accepts nobody, and whose queue is full
 STOPS = (STOPPED, STOPPED_AT_RESET, FRESH_STOPPED, FRESH_STOPPED_LATER)
 SERVER = "python3"
 LETTERS = itertools.count(1)
@@ -51,6 +54,15 @@ def half_a_line(run):
 def asked(run):
     helloed(run)
     run.send(b"STARTTLS\r\n")
+
+
+def parted(run):
+    """All is said, and the connection has ended."""
+    helloed(run)
+    run.asked = time.monotonic()
+    run.send(b"QUIT\r\n")
+    run.reply("221")
+    run.end()
 
 
 def switched(run):
@@ -120,6 +132,7 @@ STATES = {
     "before the greeting": (lambda run: None, STOPPED, PROG, ["program", "prog"]),
     "dialogue": (helloed, PROG, PROG, ["program", "prog"]),
     "half a line": (half_a_line, PROG, PROG, ["program", "prog"]),
+    "dial": (asked, PROG, FULL, ["program", "prog"]),
     "backend's handshake": (asked, PROG, None, ["program", "prog", "backend"]),
     "backend's greeting": (asked, PROG, STOPPED, ["program", "prog", "backend"]),
     "replay": (asked, PROG, STOPPED_LATER, ["program", "prog", "backend"]),
@@ -127,8 +140,28 @@ STATES = {
     "gate": (answered_inside, PROG, PROG, ["program", "backend"]),
     "relay": (in_text, PROG, PROG, ["program", "prog"]),
     "relay inside TLS": (in_text_inside, PROG, PROG, ["program", "backend"]),
+    "farewell": (parted, STAYING, PROG, ["program", "prog"]),
 }
 RELAYED = {"relay", "relay inside TLS"}
+SAID = ["220", "250", "221"]
+# Name, who is hit: all replies that the client hears, exit code, how it ended by the log, and how long PROG has at least, in seconds from the QUIT on.
+EXACTLY = {
+    ("dial", "program", "KILL"): (["220", "250"], -signal.SIGKILL, "", 0),
+    ("dial", "program", "TERM"): (["220", "250", "421"], 0, "terminated", 0),
+    ("dial", "program", "STOP"): (["220", "250", "454", "221"], 0, "over", 0),
+    # That PROG is gone is seen when the dialogue with it goes on.
+    ("dial", "prog", "KILL"): (["220", "250", "454", "421"], 111, "child closed", 0),
+    ("dial", "prog", "TERM"): (["220", "250", "454", "421"], 111, "child closed", 0),
+    ("dial", "prog", "STOP"): (["220", "250", "454", "421"], 99, "time-out (snoop)", 0),
+    # The client is served: whatever comes changes nothing for it, and nothing of the line in the log.
+    ("farewell", "program", "KILL"): (SAID, -signal.SIGKILL, "over", 0),
+    ("farewell", "program", "TERM"): (SAID, 0, "over", 0),
+    ("farewell", "program", "STOP"): (SAID, 0, "over", TIMERS["farewell-timeout"]),
+    ("farewell", "prog", "KILL"): (SAID, 0, "over", 0),
+    ("farewell", "prog", "TERM"): (SAID, 0, "over", 0),
+    # Stopped it takes no SIGTERM.
+    ("farewell", "prog", "STOP"): (SAID, 0, "over", 2 * TIMERS["farewell-timeout"]),
+}
 
 
 def without_backend(*more):
@@ -158,7 +191,7 @@ def respawning(*more):
 # sessions, whose end is not a session's; tests/hostile has their states.
 STATES_OF = {
     "tls": STATES,
-    "plain": {state: row for state, row in STATES.items() if row[0] in (asked, switched, answered_inside, in_text_inside)},
+    "plain": {state: row for state, row in STATES.items() if row[0] in (asked, switched, answered_inside, in_text_inside, parted)},
     "keep": without_backend(),
     "respawn": respawning(),
     "raw": {
@@ -198,6 +231,30 @@ def called(pid):
     return ""
 
 
+@contextlib.contextmanager
+def full(address):
+    """The port of one who accepts nobody, and has no room for who dials it."""
+    with contextlib.ExitStack() as held:
+        listener = held.enter_context(socket.create_server((address, 0), backlog=0))
+        for _ in range(16):
+            caller = held.enter_context(socket.socket())
+            caller.settimeout(0.1)
+            try:
+                caller.connect(listener.getsockname())
+            except TimeoutError:
+                break
+        else:
+            raise Broken("its queue is never full")
+        yield listener.getsockname()[1]
+
+
+def is_dialled(address, port):
+    """Somebody waits for a connection to it to stand."""
+    octets = "".join(f"{int(octet):02X}" for octet in reversed(address.split(".")))
+    with open("/proc/net/tcp", encoding="ascii") as table:
+        return any(line.split()[2:4] == [f"{octets}:{port:04X}", "02"] for line in table)
+
+
 def child_of(one, who):
     """The one child that is PROG, or waits to become it, or is the UCSPI-TLS server; nothing as long as that is not clear."""
     kinds = {SERVER: "server", called(one.process.pid): "waiting"}
@@ -214,7 +271,9 @@ def run(ground, state, detail):
     reach, prog, backend_prog, _ = STATES_OF[ground.way.name][state]
     stage = ground.stage
     tag = f"{ground.way.name}-signal-{next(ground.numbers)}"
-    port = ground.way.behind(stage, ground.tls, backend_prog or PROG, tag)
+    held = contextlib.ExitStack()
+    is_full = backend_prog is FULL
+    port = held.enter_context(full(stage.address)) if is_full else ground.way.behind(stage, ground.tls, backend_prog or PROG, tag)
     backend = stage.daemons.get(tag)
     if backend and backend_prog is None:
         os.kill(backend.pid, signal.SIGSTOP)  # the kernel still accepts connections for it
@@ -231,7 +290,10 @@ def run(ground, state, detail):
         }
         pid = wait_for(f"the {who}", targets[who], 5)
         settle(backend, one, prog, backend_prog)
+        if is_full:
+            wait_for("it to dial", lambda: is_dialled(stage.address, port), 5)
         stopped = [pid for pid in children_of(one.process.pid) if is_stopped(pid)]
+        staying = children_of(one.process.pid) if prog is STAYING else []
         try:
             os.kill(pid, SIGNALS[name])
         except ProcessLookupError:
@@ -246,22 +308,26 @@ def run(ground, state, detail):
         if name == "KILL" and who == "program":
             for each in stopped:  # or nothing would ever make it notice
                 os.kill(each, signal.SIGCONT)
+            for each in staying:  # which nobody sends away any more
+                os.kill(each, signal.SIGTERM)
         if name == "STOP" and who == "server":
             threading.Thread(target=continue_behind, args=(one.process.pid, pid), daemon=True).start()
         # A UCSPI-TLS server that awaits the client's hello hears of nobody that the program was killed.
         is_unheard = who in ("waiting", "server") or ground.way.under and (who, name) == ("program", "KILL")
         verdict = follow(one, GOES_ON.get(state) if is_unheard else goes_on)
         code, seconds = one.wait()
+        lasted = time.monotonic() - one.asked
         if (who, name) != ("program", "KILL"):
             check_reaped(one)
         wait_for_end(one)
         expect(seconds < BUSY, f"busy: {seconds:.2f} s of a processor")
-        expect(is_right(ground.way, state, detail, one, verdict, code), f"{verdict} in phase {one.phase}, exit {code}: {one.said()[-300:]}")
+        expect(is_right(ground.way, state, detail, one, verdict, code, lasted), f"{verdict} in phase {one.phase}, exit {code}: {one.said()[-300:]}")
         check_letter(ground, one, verdict)
         return verdict
     finally:
         one.kill()
         put_away(stage, tag)
+        held.close()
         one.log.unlink(missing_ok=True)
 
 
@@ -282,9 +348,13 @@ def check_letter(ground, one, verdict):
     expect(len(letters) == len(whole) == (1 if one.mark and verdict == "right" else 0), "letters that came:", letters)
 
 
-def is_right(way, state, detail, one, verdict, code):
+def is_right(way, state, detail, one, verdict, code, lasted):
     """What README and tests/hostile/phases.rs promise."""
     who, name = detail
+    if exactly := EXACTLY.get((state, *detail)):
+        *rest, least = exactly
+        is_told = "454" not in one.codes or f"answered 454: way {way.name}, dial failed: time-out" in one.said()
+        return [one.codes, code, one.summary()] == rest and lasted >= least and is_told
     if who == "program" and name == "KILL":
         return verdict == "cut" and code == -signal.SIGKILL
     if code not in ENDS or "bug" in one.summary():
@@ -324,6 +394,8 @@ def settle(backend, one, prog, backend_prog):
     wait_for("the program to read signals", lambda: reads_signals(one.process.pid), 5)
     if prog in STOPS:
         wait_for("PROG to stop", lambda: any(map(is_stopped, children_of(one.process.pid))), 5)
+    if prog is STAYING:
+        wait_for("PROG to stay behind the session", lambda: called(child_of(one, "prog")) == "sleep" and one.summary(), 5)
     if backend_prog in (STOPPED, STOPPED_LATER):
         wait_for("the backend to stop", lambda: any(map(is_stopped, below(backend.pid))), 5)
 
