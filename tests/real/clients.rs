@@ -136,6 +136,36 @@ pub(crate) fn openssl_to(stage: &Stage, at: &str, mode: Mode, identity: &Identit
     assert!(output.contains("\n221 "), "{output}");
 }
 
+/// What the client asks for and what it shows of itself changes nothing (security.md, cases 105 and 112); but what is no name at all
+/// gets an alert.
+#[test]
+fn any_name_and_a_certificate_of_the_clients_are_served() {
+    let front = Front::new(&[]);
+    let label = "a".repeat(63);
+    let longest = format!("{label}.{label}.{label}.{}", &label[2..]);
+    let identity = [&front.identity.certificate, &front.identity.key].map(|file| file.display().to_string());
+    let served = [
+        ["-servername", "other.example"],
+        ["-servername", "192.0.2.1"],
+        ["-servername", "2001:db8::1"],
+        ["-servername", longest.as_str()],
+        ["-noservername", "-no_ticket"],
+    ];
+    let shows = ["-cert", &identity[0], "-key", &identity[1]];
+    let talk = |options: &[&str]| {
+        let mut command = front.stage.command(["openssl", "s_client", "-starttls", "smtp", "-ign_eof", "-connect"]);
+        front.stage.run(command.arg(front.at.to_string()).args(options), b"EHLO c.example\r\nQUIT\r\n")
+    };
+    for options in served.iter().map(|options| &options[..]).chain([&shows[..]]) {
+        let output = talk(options).succeeded("openssl s_client");
+        assert!(output.contains("\n221 "), "{options:?}: {output}");
+    }
+    for name in ["a..example", &format!("{label}.{label}.{label}.{label}")] {
+        let output = talk(&["-servername", name]).output;
+        assert!(output.contains("SSL alert number 47") && !output.contains("\n221 "), "{name}: {output}");
+    }
+}
+
 #[track_caller]
 fn gnutls(stage: &Stage, at: SocketAddrV4, mode: Mode, identity: &Identity, letter: &[u8]) {
     let mut command = stage.command([
