@@ -245,6 +245,22 @@ fn a_backend_gone_before_the_clients_tls_stands_is_named_with_way_and_step() {
     assert_eq!(end.as_deref(), Some("way tls, announce failed: the backend closed"));
 }
 
+/// A close_notify can be missing in TLS alone.
+#[test]
+fn a_break_at_the_gate_is_named_as_the_backends_connection_knows_it() {
+    let now = Instant::now();
+    for (way, is_clean, expected) in [
+        (Way::Tls, false, BackendEnd::Truncated),
+        (Way::Plain, false, BackendEnd::BrokeOff),
+        (Way::Tls, true, BackendEnd::Gone),
+        (Way::Plain, true, BackendEnd::Gone),
+    ] {
+        let mut session = at(Phase::Gate, way, now);
+        session.handle_backend_eof(is_clean, now);
+        assert_eq!(session.end(), Some(&EndReason::Backend(expected)), "{way}");
+    }
+}
+
 /// In words, once there is a TLS to say them in: to the client a handshake that breaks off is TLS that failed.
 #[test]
 fn a_backend_lost_while_the_client_shakes_hands_is_named_and_the_client_told_inside_its_tls() {
