@@ -165,6 +165,8 @@ def attempt(ground, log, traced=(), name="", through=(), is_lasting=False, stack
             first = first or verdict
             if verdict in (None, "right") and number:
                 break
+        if "the listener ends" in listener.said():
+            wait_for("the listener to end", listener.has_ended, GONE)
         ended = listener.has_ended()
         expect(ended or verdict == "right" or is_lasting, f"{VISITS} clients later it still says {verdict}:", listener.said()[-300:])
         code = listener.process.returncode if ended else listener.end()
