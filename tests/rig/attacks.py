@@ -31,7 +31,7 @@ from ways import LISTENERS, WAYS
 QUIET = 0.25  # how long a server is listened to that should say nothing
 TESTERS_QUIET = 10.0  # the same by the tester, which looks five times for two seconds; none of ours says nothing where it looks
 WORKERS = 8
-MOST_ROUNDS = 5  # of the race, until enough of it came before the 220
+MOST_RACES = 60  # times RUNS, until enough of them came before the 220
 
 
 def run_many(runs, once):
@@ -116,7 +116,7 @@ def injection_race(server, runs):
             return time.perf_counter() - started
 
     with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
-        takes = statistics.median(pool.map(measured, range(10 * WORKERS)))
+        spread = 1.2 * statistics.median(pool.map(measured, range(10 * WORKERS)))
     injected = [b"EHLO commandinjectiontester\r\n", b"MAIL FROM:<injected@evil.example>\r\n", b"\n", b"RSET\r\n"]
 
     def once(number):
@@ -124,7 +124,7 @@ def injection_race(server, runs):
             client.greeting()
             client.ask(b"EHLO c", b"250")
             client.send(b"STARTTLS\r\n")
-            until = time.perf_counter() + random.random() ** 2 * 1.2 * takes  # most come before the 220, and some behind it
+            until = time.perf_counter() + random.random() ** 2 * spread  # most come before the 220, and some behind it
             while time.perf_counter() < until:
                 pass
             client.send(injected[number % len(injected)])
@@ -144,11 +144,12 @@ def injection_race(server, runs):
                 return "TLS handshake failed"
             return verdict_inside_tls(client, quiet_of(server))
 
-    found = run_many(10 * runs, once)
-    for _ in range(MOST_ROUNDS - 1):
-        if not server.is_ours or found["refused with 421"] >= 10 * runs:
-            break
-        found += run_many(10 * runs, once)
+    found = collections.Counter()
+    while found.total() < 10 * runs or server.is_ours and found["refused with 421"] < 10 * runs and found.total() < MOST_RACES * runs:
+        batch = run_many(2 * runs, once)
+        found += batch
+        early = batch["refused with 421"] / batch.total()
+        spread *= 0.5 if early < 0.6 else 1.5 if early > 0.9 else 1  # how long a hand-over takes changes with what else the machine does
     # Octets that were thrown away in silence, before or behind the 220, would let TLS start.
     in_order = {"refused with 421", "TLS handshake failed"}
     expect(not server.is_ours or set(found) <= in_order, "neither refused nor ended by TLS:", told(found))
