@@ -242,6 +242,7 @@ def full(address):
             try:
                 caller.connect(listener.getsockname())
             except TimeoutError:
+                caller.close()  # or it would dial on, and pass for another
                 break
         else:
             raise Broken("its queue is never full")
