@@ -71,7 +71,10 @@ class Listener:
                 [str(part) for part in argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=self.stage.folder,
                 start_new_session=True)
         # Not by the log, a write to which may be what fails.
-        wait_for("it to listen or to end", lambda: is_listening(self.stage.address, self.port) or self.has_ended())
+        try:
+            wait_for("it to listen or to end", lambda: is_listening(self.stage.address, self.port) or self.has_ended())
+        except Broken as why:
+            raise Broken(f"{why}: {[described(pid) for pid in below(self.process.pid)]}: {self.said()[-300:]}") from None
 
     def has_ended(self):
         return self.process.poll() is not None
