@@ -29,7 +29,7 @@ from stage import Broken, Stage, descriptors, described, expect, limit, many_fil
 from ways import LISTENERS, WAYS
 
 QUIET = 0.25  # how long a server is listened to that should say nothing
-TESTERS_QUIET = 10.0  # the same by the tester, which looks five times for two seconds; none of ours says nothing where it looks
+TESTERS_QUIET = 10.0  # the same by the tester, which looks five times for two seconds: for servers that are not ours, since by ours none of its connections comes so far
 WORKERS = 8
 MOST_RACES = 60  # times RUNS, until enough of them came before the 220
 
